@@ -1,0 +1,115 @@
+"""The two client fixtures' insides: an application with its lifespan, and an HTTP client on it."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from pytest_pgleak.asgi import App, AsgiTracking, Receive, Scope, Send
+from pytest_pgleak.event_loops import loop_of_test
+from pytest_pgleak.lifespan import Lifespan
+
+if TYPE_CHECKING:
+    import httpx
+    from starlette.testclient import TestClient
+
+BASE_URL: Final = "http://testserver"
+
+NO_APPLICATION: Final = """\
+pgleak_client and pgleak_sync_client need your ASGI application. Put this into conftest.py:
+
+    @pytest.fixture
+    def pgleak_app(pgleak_dsn):
+        from app.main import create_app
+        return create_app(pgleak_dsn)
+"""
+
+
+class HostedApp:
+    """An application with its lifespan, as the async client calls it.
+
+    Args:
+        app: The user's application.
+        tracking: Follows its requests.
+    """
+
+    def __init__(self, app: App, tracking: AsgiTracking) -> None:
+        self._app = tracking.follow(app)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.lifespan = Lifespan(self._app)
+
+    async def start(self) -> None:
+        """Run the start-up, in this event loop."""
+        self._loop = asyncio.get_running_loop()
+        await self.lifespan.start()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request; the first one runs the start-up where no fixture could."""
+        if not self.lifespan.is_running and self._loop is None:
+            await self.start()
+        # As uvicorn does it: what the lifespan yielded is each request's own shallow copy.
+        scope.setdefault("state", {}).update(self.lifespan.state)
+        await self._app(scope, receive, send)
+
+    def stop_late(self) -> None:
+        """Run the shutdown of a lifespan that a request has started, where its loop still can."""
+        if self.lifespan.is_running and self._loop is not None and not self._loop.is_closed():
+            self._loop.run_until_complete(self.lifespan.stop())
+
+
+@contextmanager
+def async_client(request: pytest.FixtureRequest, app: App, tracking: AsgiTracking) -> Iterator[httpx.AsyncClient]:
+    """Host an application for one test and make a client on it."""
+    check_application(app)
+    module = _httpx()
+    hosted = HostedApp(app, tracking)
+    client = module.AsyncClient(transport=module.ASGITransport(app=hosted), base_url=BASE_URL)
+    with loop_of_test(request) as run:
+        if run is None:
+            yield client
+            hosted.stop_late()
+            return
+        run(hosted.start)
+        try:
+            yield client
+        finally:
+            run(client.aclose)
+            run(hosted.lifespan.stop)
+
+
+@contextmanager
+def sync_client(app: App, tracking: AsgiTracking) -> Iterator[TestClient]:
+    """Make Starlette's TestClient on an application, its lifespan run."""
+    check_application(app)
+    with warnings.catch_warnings():
+        # Starlette 1.10 deprecates httpx in favour of httpx2: the user's choice of client is not ours to judge.
+        warnings.filterwarnings("ignore", message=".*httpx.*")
+        from starlette.applications import Starlette  # noqa: PLC0415 - only for tests that use this client
+        from starlette.testclient import TestClient  # noqa: PLC0415
+    followed: Any = app if isinstance(app, Starlette) else tracking.follow(app)
+    with TestClient(followed) as client:
+        yield client
+
+
+def check_application(app: object) -> None:
+    """Fail with an explanation where ``pgleak_app`` gave something that cannot be called."""
+    if not callable(app):
+        pytest.fail(
+            f"pgleak_app returned {app!r}, which is no ASGI application.\n\n{NO_APPLICATION}",
+            pytrace=False,
+        )
+
+
+def _httpx() -> Any:
+    try:
+        import httpx  # noqa: PLC0415 - only for tests that use this client
+    except ModuleNotFoundError:
+        import httpx2  # noqa: PLC0415
+
+        return httpx2
+    return httpx

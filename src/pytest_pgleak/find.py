@@ -1,0 +1,183 @@
+"""`find`: from what the client did and what the server sees to findings. Pure: values in, findings out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pytest_pgleak.activity import Activity
+from pytest_pgleak.events import Moment
+from pytest_pgleak.findings import Finding, PoolState, Subject
+from pytest_pgleak.frames import origin, user_frames
+from pytest_pgleak.kinds import (
+    CONNECTION_DROPPED,
+    CONNECTION_NOT_CLOSED,
+    CONNECTION_NOT_RETURNED,
+    POOL_NOT_CLOSED,
+    TRANSACTION_LEFT_OPEN,
+    UNTRACKED_BACKEND,
+)
+from pytest_pgleak.owners import Owner
+from pytest_pgleak.requests import RequestInfo
+from pytest_pgleak.views import ConnectionView, Ending, PoolView, View
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What one checkpoint asks about.
+
+    Attributes:
+        asker: The owner whose end is being judged; transactions and new backends are its doing.
+        ended: Serials of the owners that have ended: they must not hold anything.
+        judged: Serials of all owners that this checkpoint speaks about, living ones included: what they dropped is
+            found whether they ended or not. The ended ones are always judged.
+        transactions: Whether open transactions on connections that live on are this checkpoint's business.
+        in_transaction_before: Serials of the connections that were not idle when the asker began.
+    """
+
+    asker: Owner
+    ended: frozenset[int] = frozenset()
+    judged: frozenset[int] = frozenset()
+    transactions: bool = False
+    in_transaction_before: frozenset[int] = field(default_factory=frozenset)
+
+
+def find(view: View, activity: Activity, question: Question) -> tuple[Finding, ...]:
+    """Judge.
+
+    Where two kinds describe one mistake, the more specific one stands: a pool's idle members are part of the pool, and
+    a connection that is checked out is neither "not closed" nor "in transaction" but "not returned".
+
+    Args:
+        view: The ledger.
+        activity: The server, as far as somebody looked.
+        question: Whose end is being judged.
+
+    Returns:
+        The findings in the order in which the things were opened; new backends last.
+    """
+    found: list[tuple[float, Finding]] = []
+    for pool in view.pools.values():
+        if pool.opened is not None and _pool_left(pool, question):
+            found.append((pool.opened.at, _of_pool(pool, pool.opened)))
+    for connection in view.connections:
+        kind = _kind(connection, view, question)
+        if kind is not None:
+            moment = connection.checkout or connection.opened
+            found.append((moment.at, _of_connection(kind, connection, moment, view, activity, question)))
+    found.sort(key=lambda entry: entry[0])
+    return tuple(finding for _, finding in found) + _of_new_backends(activity, question)
+
+
+def _kind(connection: ConnectionView, view: View, question: Question) -> str | None:
+    if connection.checkout is not None:
+        return _kind_of_checkout(connection, connection.checkout, view, question)
+    if connection.pool is not None:
+        return None  # an idle member of a pool: capacity, or part of `pool-not-closed`
+    owner = connection.opened.owner.serial
+    if connection.ending is Ending.DROPPED:
+        return CONNECTION_DROPPED if owner in question.ended or owner in question.judged else None
+    if connection.ending is Ending.OPEN and owner in question.ended:
+        return CONNECTION_NOT_CLOSED
+    return _kind_of_transaction(connection, question)
+
+
+def _kind_of_checkout(connection: ConnectionView, checkout: Moment, view: View, question: Question) -> str | None:
+    owner = checkout.owner.serial
+    pool = view.pools.get(connection.pool) if connection.pool is not None else None
+    pool_is_open = pool is not None and pool.ending is Ending.OPEN
+    if connection.ending is Ending.CLOSED and not pool_is_open:
+        return None  # closed by hand after its pool had gone: nothing is left of either
+    if connection.ending is Ending.DROPPED and pool is not None and pool.ending is Ending.DROPPED:
+        return None  # it went down with its pool: `pool-not-closed` is the mistake
+    if owner in question.ended:
+        return CONNECTION_NOT_RETURNED
+    if connection.ending is Ending.DROPPED:
+        return CONNECTION_NOT_RETURNED if owner in question.judged else None
+    return _kind_of_transaction(connection, question)
+
+
+def _kind_of_transaction(connection: ConnectionView, question: Question) -> str | None:
+    if not question.transactions or connection.ending is not Ending.OPEN or not connection.in_transaction:
+        return None
+    if connection.serial in question.in_transaction_before:
+        return None  # somebody opened it on purpose before: an outer transaction that isolates tests
+    return TRANSACTION_LEFT_OPEN
+
+
+def _pool_left(pool: PoolView, question: Question) -> bool:
+    if pool.opened is None or pool.ending is Ending.CLOSED:
+        return False
+    owner = pool.opened.owner.serial
+    return owner in question.ended or (pool.ending is Ending.DROPPED and owner in question.judged)
+
+
+def _of_pool(pool: PoolView, opened: Moment) -> Finding:
+    state = PoolState(pool.facts, pool.ending, pool.members, pool.checked_out)
+    return _finding(POOL_NOT_CLOSED, "pool", pool.serial, opened.owner, opened, pool.ending, pool=state)
+
+
+def _of_connection(
+    kind: str, connection: ConnectionView, moment: Moment, view: View, activity: Activity, question: Question
+) -> Finding:
+    pool = view.pools.get(connection.pool) if connection.pool is not None else None
+    return _finding(
+        kind,
+        "checkout" if kind == CONNECTION_NOT_RETURNED else "connection",
+        connection.serial,
+        question.asker if kind == TRANSACTION_LEFT_OPEN else moment.owner,
+        moment,
+        connection.ending,
+        connection=connection.facts,
+        pool=None if pool is None else PoolState(pool.facts, pool.ending, pool.members, pool.checked_out),
+        transaction_status=connection.transaction_status,
+        backend=activity.backends.get(connection.facts.backend_pid) or connection.backend,
+        server_known=activity.known,
+        after_response=connection.after_response,
+        task=connection.task,
+    )
+
+
+def _of_new_backends(activity: Activity, question: Question) -> tuple[Finding, ...]:
+    ordered = sorted(activity.new, key=lambda backend: (backend.backend_start or "", backend.pid))
+    return tuple(
+        Finding(
+            UNTRACKED_BACKEND,
+            question.asker,
+            None,
+            Ending.OPEN,
+            "backend",
+            backend.pid,
+            backend=backend,
+            server_known=True,
+        )
+        for backend in ordered
+    )
+
+
+def _finding(
+    kind: str, subject: Subject, serial: int, owner: Owner, moment: Moment, ending: Ending, **facts: object
+) -> Finding:
+    request = moment.request
+    return Finding(
+        kind,
+        owner,
+        origin(moment.stack),
+        ending,
+        subject,
+        serial,
+        stack=user_frames(moment.stack),
+        request=None if request is None else RequestInfo.of(request),
+        dependency=_dependency(moment),
+        thread=None if moment.thread == "MainThread" else moment.thread,
+        **facts,  # type: ignore[arg-type]  # checked where they are passed
+    )
+
+
+def _dependency(moment: Moment) -> str | None:
+    if moment.request is None:
+        return None
+    moment.request.refresh()
+    for code, _ in moment.stack:
+        if (name := moment.request.dependencies.get(code)) is not None:
+            return name
+    return None

@@ -1,0 +1,91 @@
+"""A judged leak, with everything that its failure text needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pytest_pgleak.activity import Backend
+from pytest_pgleak.events import ConnectionFacts, PoolFacts
+from pytest_pgleak.frames import Frame
+from pytest_pgleak.kinds import KINDS
+from pytest_pgleak.owners import Owner
+from pytest_pgleak.requests import RequestInfo
+from pytest_pgleak.views import Ending, TaskInfo
+
+Subject = Literal["connection", "checkout", "pool", "backend"]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolState:
+    """A pool as a finding shows it.
+
+    Attributes:
+        facts: Its name, class and size.
+        ending: How it stands.
+        members: How many of its connections are open.
+        checked_out: How many are out, lost ones included.
+    """
+
+    facts: PoolFacts
+    ending: Ending
+    members: int
+    checked_out: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One mistake.
+
+    Attributes:
+        kind: Its stable code, one of `pytest_pgleak.kinds.KINDS`.
+        owner: Who answers for it.
+        origin: The first frame in the user's own code: where it was opened or checked out.
+        ending: How the connection or pool stands.
+        subject: What sort of thing was left.
+        serial: Number of that thing in the ledger; the pid for a backend.
+        stack: The user's frames, innermost first.
+        request: The request in which it happened.
+        dependency: The FastAPI dependency in which it happened.
+        connection: Facts of the connection.
+        pool: The pool it belongs to, or that is the finding.
+        transaction_status: psycopg's ``TransactionStatus`` when it was judged or dropped.
+        backend: What the server saw.
+        server_known: Whether the server was asked; where it was, no backend means that it is gone.
+        after_response: For what was dropped, whether the response had started.
+        task: The task that still holds it.
+        thread: Name of the thread, where that is not the main one.
+    """
+
+    kind: str
+    owner: Owner
+    origin: Frame | None
+    ending: Ending
+    subject: Subject
+    serial: int
+    stack: tuple[Frame, ...] = ()
+    request: RequestInfo | None = None
+    dependency: str | None = None
+    connection: ConnectionFacts | None = None
+    pool: PoolState | None = None
+    transaction_status: str | None = None
+    backend: Backend | None = None
+    server_known: bool = False
+    after_response: bool | None = None
+    task: TaskInfo | None = None
+    thread: str | None = None
+
+    @property
+    def headline(self) -> str:
+        """The sentence after the code."""
+        return KINDS[self.kind].headline
+
+    @property
+    def can_heal(self) -> bool:
+        """Whether waiting may still make it good: what was dropped stays dropped."""
+        return self.ending is Ending.OPEN
+
+    @property
+    def place(self) -> str:
+        """Where it comes from, as ``file:line``; what findings are grouped by."""
+        return f"{self.origin.filename}:{self.origin.lineno}" if self.origin else "(unknown)"

@@ -1,0 +1,86 @@
+"""The fixtures. Ordinary synchronous ones, so that they work alike under every async plugin."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    import httpx
+    from starlette.testclient import TestClient
+
+    from pytest_pgleak.leak_tracker import LeakTracker
+    from pytest_pgleak.postgres import Postgres
+
+
+@pytest.fixture(scope="session")
+def pgleak_postgres(request: pytest.FixtureRequest) -> Postgres:
+    """A PostgreSQL server, with ``.dsn``, ``.version`` and ``.source``; started when a test first needs it."""
+    from pytest_pgleak.plugin import get_state  # noqa: PLC0415 - nothing is imported before a test needs it
+    from pytest_pgleak.postgres import obtain_server  # noqa: PLC0415
+
+    return obtain_server(get_state(request.config))
+
+
+@pytest.fixture(scope="session")
+def pgleak_dsn(pgleak_postgres: Postgres, request: pytest.FixtureRequest) -> str:
+    """The DSN of a database of this worker's own."""
+    from pytest_pgleak.plugin import get_state  # noqa: PLC0415
+    from pytest_pgleak.postgres import worker_database  # noqa: PLC0415
+
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
+    return worker_database(get_state(request.config), pgleak_postgres, worker)
+
+
+@pytest.fixture
+def pgleak_fresh_dsn(pgleak_postgres: Postgres, pgleak_dsn: str, request: pytest.FixtureRequest) -> str:
+    """The DSN of a database of this test's own, cloned from the worker's, dropped after the checks."""
+    from pytest_pgleak.plugin import get_state  # noqa: PLC0415
+    from pytest_pgleak.postgres import fresh_database  # noqa: PLC0415
+
+    return fresh_database(get_state(request.config), pgleak_postgres, pgleak_dsn)
+
+
+@pytest.fixture
+def pgleak_app() -> Any:
+    """Your ASGI application: override this fixture."""
+    from pytest_pgleak.clients import NO_APPLICATION  # noqa: PLC0415
+
+    pytest.fail(NO_APPLICATION, pytrace=False)
+
+
+@pytest.fixture
+def pgleak_client(pgleak_app: Any, request: pytest.FixtureRequest) -> Iterator[httpx.AsyncClient]:
+    """An ``httpx.AsyncClient`` on ``pgleak_app``, in process, the lifespan run in the test's own event loop."""
+    from pytest_pgleak.clients import async_client  # noqa: PLC0415
+    from pytest_pgleak.plugin import get_state  # noqa: PLC0415
+
+    with async_client(request, pgleak_app, get_state(request.config).asgi) as client:
+        yield client
+
+
+@pytest.fixture
+def pgleak_sync_client(pgleak_app: Any, request: pytest.FixtureRequest) -> Iterator[TestClient]:
+    """Starlette's ``TestClient`` on ``pgleak_app``, the lifespan run."""
+    from pytest_pgleak.clients import sync_client  # noqa: PLC0415
+    from pytest_pgleak.plugin import get_state  # noqa: PLC0415
+
+    with sync_client(pgleak_app, get_state(request.config).asgi) as client:
+        yield client
+
+
+@pytest.fixture
+def pgleak(request: pytest.FixtureRequest) -> LeakTracker:
+    """The ledger: ``pgleak.connections``, ``pgleak.findings()``, ``with pgleak.no_leaks():``."""
+    from pytest_pgleak.item_checks import CHECK  # noqa: PLC0415
+    from pytest_pgleak.leak_tracker import LeakTracker  # noqa: PLC0415
+    from pytest_pgleak.plugin import get_state  # noqa: PLC0415
+
+    state = get_state(request.config)
+    item = request.node
+    return LeakTracker(
+        state, lambda: check.owner if (check := item.stash.get(CHECK, None)) else None, state.settings.grace
+    )

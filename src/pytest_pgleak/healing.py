@@ -1,0 +1,102 @@
+"""After a leak was reported: undo it, so that the next test neither hangs on it nor inherits it.
+
+Backends are terminated in databases that the plugin created, anywhere else only with ``pgleak_terminate = true``.
+Leaked pools are closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Final
+
+from pytest_pgleak.events import ConnectionFacts
+from pytest_pgleak.findings import Finding
+from pytest_pgleak.kinds import TRANSACTION_LEFT_OPEN
+from pytest_pgleak.observers import Observers
+from pytest_pgleak.views import Ending, View
+
+_PATIENCE: Final = 1.0
+"""Seconds that a pool gets to stop its workers."""
+
+
+class Healer:
+    """Undoes leaks.
+
+    Args:
+        observers: Terminate backends.
+        may_terminate: Whether the backend of a connection may be terminated.
+    """
+
+    def __init__(self, observers: Observers, may_terminate: Callable[[ConnectionFacts], bool]) -> None:
+        self._observers = observers
+        self._may_terminate = may_terminate
+
+    def heal(self, findings: Iterable[Finding], view: View) -> list[Callable[[], Awaitable[object]]]:
+        """Undo what can be undone at once.
+
+        Args:
+            findings: What was reported.
+            view: The ledger as it was judged.
+
+        Returns:
+            What can only be done by awaiting it, in the event loop of the test if that still runs.
+        """
+        later: list[Callable[[], Awaitable[object]]] = []
+        for finding in findings:
+            if finding.ending is not Ending.OPEN:
+                continue
+            if finding.subject == "pool":
+                self._heal_pool(finding, view, later)
+            elif finding.connection is not None:
+                self._heal_connection(finding, finding.connection, later)
+        return later
+
+    def _heal_connection(
+        self, finding: Finding, facts: ConnectionFacts, later: list[Callable[[], Awaitable[object]]]
+    ) -> None:
+        if not self._may_terminate(facts):
+            return
+        if finding.kind == TRANSACTION_LEFT_OPEN:
+            # The connection itself is in its right: only the transaction must go.
+            _call(facts.reference(), "rollback", facts.is_async, later)
+            return
+        self._observers.terminate([facts])
+        if finding.subject == "checkout" and finding.pool is not None:
+            # The pool finds the connection broken, discards it and opens another: the slot is back.
+            _call(finding.pool.facts.reference(), "putconn", facts.is_async, later, facts.reference())
+
+    def _heal_pool(self, finding: Finding, view: View, later: list[Callable[[], Awaitable[object]]]) -> None:
+        assert finding.pool is not None
+        members = [connection.facts for connection in view.connections if connection.pool == finding.serial]
+        _call(finding.pool.facts.reference(), "close", finding.pool.facts.is_async, later, timeout=_PATIENCE)
+        if finding.pool.facts.is_async and not _in_event_loop():
+            # Its event loop is gone and with it everybody who could close it.
+            self._observers.terminate(facts for facts in members if self._may_terminate(facts))
+
+
+def _call(
+    target: Any, name: str, is_async: bool, later: list[Callable[[], Awaitable[object]]], *args: Any, **kwargs: Any
+) -> None:
+    if target is None or (args and args[0] is None):
+        return
+    if is_async:
+
+        async def call() -> None:
+            # Bounded, for the thing that is healed is broken by definition.
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(getattr(target, name)(*args, **kwargs), 2 * _PATIENCE)
+
+        later.append(call)
+    else:
+        with contextlib.suppress(Exception):
+            getattr(target, name)(*args, **kwargs)
+
+
+def _in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

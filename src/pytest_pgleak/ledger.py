@@ -1,0 +1,270 @@
+"""The one mutable thing: which connections and pools this process holds, from the events that were recorded.
+
+Recording is a single ``deque.append``: it needs no lock, so it is safe from any thread and from inside the garbage
+collector. Events are folded into records when somebody looks.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from pytest_pgleak.activity import Backend
+from pytest_pgleak.events import ConnectionFacts, Event, EventKind, Moment, PoolFacts
+from pytest_pgleak.tasks import held_by_task
+from pytest_pgleak.views import ConnectionView, Ending, PoolView, View
+
+_REMEMBERED_PIDS: Final = 4096
+
+
+@dataclass(slots=True)
+class _ConnectionRecord:
+    facts: ConnectionFacts
+    opened: Moment
+    pool: int | None
+    ending: Ending = Ending.OPEN
+    checkout: Moment | None = None
+    transaction_status: str | None = None
+    backend: Backend | None = None
+    after_response: bool | None = None
+    settled: bool = False
+    checkout_settled: bool = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing about it can become a finding any more."""
+        if self.checkout is not None and not self.checkout_settled:
+            return False
+        if self.ending is Ending.OPEN:
+            return False
+        return self.ending is Ending.CLOSED or self.pool is not None or self.settled
+
+
+@dataclass(slots=True)
+class _PoolRecord:
+    facts: PoolFacts | None = None
+    opened: Moment | None = None
+    ending: Ending = Ending.OPEN
+    settled: bool = False
+
+
+class Ledger:
+    """Folds events into records and shows them as a `View`.
+
+    It holds no strong reference to a connection or a pool.
+    """
+
+    def __init__(self) -> None:
+        self._events: deque[Event] = deque()
+        self._connections: dict[int, _ConnectionRecord] = {}
+        self._pools: dict[int, _PoolRecord] = {}
+        self._past_pids: deque[int] = deque(maxlen=_REMEMBERED_PIDS)
+        self._lock = threading.RLock()
+        self.record: Callable[[Event], None] = self._events.append
+        """Record an event. Never blocks."""
+
+    def view(self) -> View:
+        """Show what is there now and has not been judged."""
+        with self._lock:
+            self._fold()
+            pools = self._view_pools()
+            connections = tuple(
+                _view_connection(serial, record) for serial, record in self._connections.items() if not record.settled
+            )
+            return View(connections, pools)
+
+    def known_pids(self) -> frozenset[int]:
+        """Return the backend pids that this process has opened, the recently closed ones included."""
+        with self._lock:
+            self._fold()
+            open_pids = {record.facts.backend_pid for record in self._connections.values()}
+            return frozenset(open_pids.union(self._past_pids))
+
+    def open_connections(self) -> dict[tuple[str, str], dict[str, int]]:
+        """Count the open connections of this process by server and database name."""
+        counts: dict[tuple[str, str], dict[str, int]] = {}
+        with self._lock:
+            self._fold()
+            for record in self._connections.values():
+                if record.ending is Ending.OPEN and not _is_closed(record.facts):
+                    databases = counts.setdefault(record.facts.server, {})
+                    databases[record.facts.dbname] = databases.get(record.facts.dbname, 0) + 1
+        return counts
+
+    def in_transaction(self) -> frozenset[int]:
+        """Return the serials of the connections in which a transaction is open now."""
+        return frozenset(connection.serial for connection in self.view().connections if connection.in_transaction)
+
+    def settle_connection(self, serial: int) -> None:
+        """Note that a connection was judged: it will not be shown again."""
+        with self._lock:
+            if (record := self._connections.get(serial)) is not None:
+                record.settled = True
+                self._forget_if_over(serial, record)
+
+    def settle_checkout(self, serial: int) -> None:
+        """Note that a checkout was judged: it will not be shown again until the connection is returned."""
+        with self._lock:
+            if (record := self._connections.get(serial)) is not None:
+                record.checkout_settled = True
+                self._forget_if_over(serial, record)
+
+    def settle_pool(self, serial: int) -> None:
+        """Note that a pool was judged: neither it nor its idle members will be shown again."""
+        with self._lock:
+            if (pool := self._pools.get(serial)) is not None:
+                pool.settled = True
+
+    def forget_owner(self, owner: int) -> None:
+        """Let go of what belongs to an owner that has ended and been judged, or that nobody judges."""
+        with self._lock:
+            self._fold()
+            for serial, record in list(self._connections.items()):
+                if record.checkout is not None and record.checkout.owner.serial == owner:
+                    record.checkout_settled = True
+                if record.pool is None and record.opened.owner.serial == owner:
+                    record.settled = True
+                self._forget_if_over(serial, record)
+            for pool in self._pools.values():
+                if pool.opened is not None and pool.opened.owner.serial == owner:
+                    pool.settled = True
+            self._forget_finished_pools()
+
+    def _view_pools(self) -> dict[int, PoolView]:
+        pools = {}
+        for serial, pool in self._pools.items():
+            if pool.facts is None or pool.settled:
+                continue
+            members = [record for record in self._connections.values() if record.pool == serial]
+            pools[serial] = PoolView(
+                serial,
+                pool.facts,
+                pool.opened,
+                _pool_ending(pool),
+                sum(record.ending is Ending.OPEN and not _is_closed(record.facts) for record in members),
+                sum(record.checkout is not None for record in members),
+            )
+        return pools
+
+    def _fold(self) -> None:
+        while self._events:
+            event = self._events.popleft()
+            _FOLDS[event.kind](self, event)
+
+    def _fold_connection_opened(self, event: Event) -> None:
+        assert event.connection is not None
+        assert event.moment is not None
+        self._connections[event.subject] = _ConnectionRecord(event.connection, event.moment, event.pool)
+
+    def _fold_connection_closed(self, event: Event) -> None:
+        if (record := self._connections.get(event.subject)) is not None:
+            record.ending = Ending.CLOSED
+            self._forget_if_over(event.subject, record)
+
+    def _fold_connection_finalized(self, event: Event) -> None:
+        if (record := self._connections.get(event.subject)) is not None and record.ending is Ending.OPEN:
+            record.transaction_status = event.transaction_status
+            record.backend = event.backend
+            record.after_response = event.after_response
+
+    def _fold_connection_gone(self, event: Event) -> None:
+        if (record := self._connections.get(event.subject)) is None:
+            return
+        if record.ending is Ending.OPEN:
+            # A connection that broke was closed by libpq, not by the garbage collector.
+            broken = event.transaction_status == "UNKNOWN"
+            record.ending = Ending.CLOSED if broken else Ending.DROPPED
+        if record.after_response is None:
+            record.after_response = event.after_response
+        self._forget_if_over(event.subject, record)
+
+    def _fold_checked_out(self, event: Event) -> None:
+        if (record := self._connections.get(event.subject)) is not None:
+            record.checkout = event.moment
+            record.checkout_settled = False
+            record.pool = event.pool
+
+    def _fold_returned(self, event: Event) -> None:
+        if (record := self._connections.get(event.subject)) is not None:
+            record.checkout = None
+            record.checkout_settled = False
+            self._forget_if_over(event.subject, record)
+
+    def _fold_pool_opened(self, event: Event) -> None:
+        self._pools[event.subject] = _PoolRecord(event.opened_pool, event.moment)
+
+    def _fold_pool_closed(self, event: Event) -> None:
+        if (pool := self._pools.get(event.subject)) is not None:
+            pool.ending = Ending.CLOSED
+            self._forget_finished_pools()
+
+    def _fold_pool_gone(self, event: Event) -> None:
+        if (pool := self._pools.get(event.subject)) is not None and pool.ending is Ending.OPEN:
+            pool.ending = Ending.DROPPED
+            self._forget_finished_pools()
+
+    def _forget_if_over(self, serial: int, record: _ConnectionRecord) -> None:
+        if record.is_over and self._connections.pop(serial, None) is not None:
+            self._past_pids.append(record.facts.backend_pid)
+
+    def _forget_finished_pools(self) -> None:
+        # A closed pool is kept as long as a checkout of it is out: the finding names the pool.
+        used = {record.pool for record in self._connections.values()}
+        for serial, pool in list(self._pools.items()):
+            done = pool.ending is Ending.CLOSED or (pool.settled and pool.ending is Ending.DROPPED)
+            if done and serial not in used:
+                del self._pools[serial]
+
+
+_FOLDS: Final[dict[EventKind, Callable[[Ledger, Event], None]]] = {
+    EventKind.CONNECTION_OPENED: Ledger._fold_connection_opened,
+    EventKind.CONNECTION_CLOSED: Ledger._fold_connection_closed,
+    EventKind.CONNECTION_FINALIZED: Ledger._fold_connection_finalized,
+    EventKind.CONNECTION_GONE: Ledger._fold_connection_gone,
+    EventKind.CHECKED_OUT: Ledger._fold_checked_out,
+    EventKind.RETURNED: Ledger._fold_returned,
+    EventKind.POOL_OPENED: Ledger._fold_pool_opened,
+    EventKind.POOL_CLOSED: Ledger._fold_pool_closed,
+    EventKind.POOL_GONE: Ledger._fold_pool_gone,
+}
+
+
+def _is_closed(facts: ConnectionFacts) -> bool:
+    connection = facts.reference()
+    return connection is None or bool(connection.closed)
+
+
+def _pool_ending(pool: _PoolRecord) -> Ending:
+    if pool.ending is not Ending.OPEN or pool.facts is None:
+        return pool.ending
+    living = pool.facts.reference()
+    if living is None:
+        return Ending.DROPPED
+    return Ending.CLOSED if living.closed else Ending.OPEN
+
+
+def _view_connection(serial: int, record: _ConnectionRecord) -> ConnectionView:
+    ending, status = record.ending, record.transaction_status
+    living = record.facts.reference()
+    if ending is Ending.OPEN and living is None:
+        ending = Ending.DROPPED
+    elif ending is Ending.OPEN and living is not None:
+        status = living.info.transaction_status.name
+        if living.closed:
+            ending = Ending.CLOSED
+    held_since = record.checkout or record.opened
+    return ConnectionView(
+        serial,
+        record.facts,
+        record.opened,
+        ending,
+        record.pool,
+        None if record.checkout_settled else record.checkout,
+        status,
+        record.backend,
+        record.after_response,
+        held_by_task(held_since.task) if ending is Ending.OPEN else None,
+    )

@@ -1,0 +1,200 @@
+"""One observer a server: for the server of the settings, and for each server that the application connects to."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from pytest_pgleak.activity import NOTHING_KNOWN, Activity, Backend
+from pytest_pgleak.events import ConnectionFacts
+from pytest_pgleak.observer import Observer, ObserverError
+
+Server = tuple[str, str]
+"""Host and port, as libpq says them of an open connection."""
+
+Watched = dict[Server, dict[str, int]]
+"""How many connections this process has open, by server and database."""
+
+
+class Observers:
+    """Finds the observer for a connection, and asks all of them at a checkpoint."""
+
+    def __init__(self) -> None:
+        self._by_server: dict[Server, Observer] = {}
+        self._servers: dict[str, Server] = {}
+        self._blind: dict[Server, str] = {}
+        self._before: dict[Server, frozenset[tuple[int, str | None]]] = {}
+
+    @property
+    def complaints(self) -> tuple[str, ...]:
+        """Why some servers cannot be observed, one sentence each."""
+        return tuple(self._blind.values())
+
+    def add_configured(self, dsn: str) -> None:
+        """Observe the server of the settings.
+
+        Args:
+            dsn: libpq conninfo or URI.
+
+        Raises:
+            ObserverError: It cannot be observed.
+        """
+        observer = Observer(_conninfos(_parse(dsn)))
+        server = self._servers[dsn] = observer.server
+        if (earlier := self._by_server.get(server)) is not None:
+            earlier.close()
+        self._by_server[server] = observer
+        self._blind.pop(server, None)
+
+    def server_of(self, dsn: str) -> Server:
+        """Return host and port of a server that was added."""
+        return self._servers[dsn]
+
+    def learn(self, facts: ConnectionFacts, connection: Any) -> None:
+        """Take note of the server that the application has connected to; its password stays inside the observer."""
+        if facts.server not in self._by_server and facts.backend_pid:
+            parameters = {
+                option.keyword.decode(): option.val.decode() for option in connection.pgconn.info if option.val
+            }
+            if "," in parameters.get("host", ""):
+                # One of several hosts answered: the observer must ask that one.
+                parameters.pop("hostaddr", None)
+                parameters |= dict(zip(("host", "port"), facts.server, strict=True))
+            self._by_server[facts.server] = Observer(_conninfos(parameters))
+
+    def witness(self, facts: ConnectionFacts, connection: Any) -> Backend | None:
+        """Look at the row of a connection that is about to be closed by the garbage collector."""
+        if sys.is_finalizing() or facts.server in self._blind or not facts.backend_pid:
+            return None
+        self.learn(facts, connection)
+        return self._by_server[facts.server].row_now(facts.backend_pid)
+
+    def begin(self, watched: Watched, known_pids: Callable[[], frozenset[int]]) -> None:
+        """Remember which backends nobody here has opened, before a test starts.
+
+        Args:
+            watched: How many connections this process has open, by server and database.
+            known_pids: Returns the pids of all backends that this process has opened.
+        """
+        before = {}
+        for server, databases in watched.items():
+            rows = self._unexplained(server, databases, known_pids, len(self._before.get(server, ())))
+            if rows is None:
+                before[server] = self._before[server]
+            else:
+                before[server] = frozenset(row.identity for row in rows)
+        self._before = before
+
+    def new_backends(self, watched: Watched, known_pids: Callable[[], frozenset[int]]) -> tuple[Backend, ...]:
+        """Return the backends that have come since `begin` and that this process has not opened.
+
+        Args:
+            watched: As for `begin`. A server that was not watched then is left out: nobody knows what was there.
+            known_pids: As for `begin`.
+        """
+        new: list[Backend] = []
+        for server, databases in watched.items():
+            if (before := self._before.get(server)) is not None:
+                rows = self._unexplained(server, databases, known_pids, len(before)) or ()
+                new.extend(row for row in rows if row.identity not in before)
+        return tuple(new)
+
+    def look(self, connections: Iterable[ConnectionFacts], new: tuple[Backend, ...] = ()) -> Activity:
+        """Read the rows of some connections."""
+        wanted: dict[Server, list[int]] = {}
+        for facts in connections:
+            if facts.backend_pid:
+                wanted.setdefault(facts.server, []).append(facts.backend_pid)
+        rows: list[Backend] = []
+        asked = bool(new)
+        for server, pids in wanted.items():
+            found = self._ask(server, pids)
+            asked = asked or found is not None
+            rows.extend(found or ())
+        return Activity.of(rows, new) if asked else NOTHING_KNOWN
+
+    def terminate(self, facts: Iterable[ConnectionFacts]) -> None:
+        """End the backends of some connections."""
+        for connection in facts:
+            observer = self._by_server.get(connection.server)
+            if observer is not None and connection.server not in self._blind and connection.backend_pid:
+                try:
+                    observer.terminate([connection.backend_pid])
+                except ObserverError as error:
+                    self._blind[connection.server] = str(error)
+
+    def close(self) -> None:
+        """Close all observers."""
+        for observer in self._by_server.values():
+            observer.close()
+
+    def _unexplained(
+        self, server: Server, databases: dict[str, int], known_pids: Callable[[], frozenset[int]], expected: int
+    ) -> tuple[Backend, ...] | None:
+        """Read the backends that this process has not opened; None where the quick look says: as before."""
+        observer = self._by_server.get(server)
+        if observer is None or server in self._blind:
+            return ()
+        try:
+            if observer.count(databases) == sum(databases.values()) + expected and server in self._before:
+                return None
+            known, own_address = known_pids(), observer.connect().client_addr
+            rows = observer.client_backends(databases)
+        except ObserverError as error:
+            self._blind[server] = str(error)
+            return ()
+        # Others on a shared server come from other machines; what comes from this one may be a subprocess of the test.
+        return tuple(row for row in rows if row.pid not in known and row.client_addr == own_address)
+
+    def _ask(self, server: Server, pids: list[int]) -> tuple[Backend, ...] | None:
+        observer = self._by_server.get(server)
+        if observer is None or server in self._blind:
+            return None
+        try:
+            rows = observer.backends(pids)
+        except ObserverError as error:
+            self._blind[server] = str(error)
+            return None
+        self._complain_of_hidden_rows(server, observer, rows)
+        return rows
+
+    def _complain_of_hidden_rows(self, server: Server, observer: Observer, rows: tuple[Backend, ...]) -> None:
+        hidden = next((row for row in rows if row.state is None and row.query == "<insufficient privilege>"), None)
+        identity = observer.identity
+        if hidden is None or identity is None:
+            return
+        self._blind[server] = (
+            f"role {identity.user!r} may not see what role {hidden.usename!r} does in pg_stat_activity.\n"
+            f"  Let it look: GRANT pg_monitor TO {identity.user};\n"
+            "  or give pgleak another role with --pgleak-dsn (pgleak_dsn, PGLEAK_DSN)."
+        )
+
+
+_NOT_FOR_THE_OBSERVER: Final = frozenset(
+    (
+        "options",
+        "application_name",
+        "fallback_application_name",
+        "client_encoding",
+        "target_session_attrs",
+        "replication",
+        "dbname",
+    )
+)
+
+
+def _parse(dsn: str) -> dict[str, str]:
+    from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415 - only when a server is observed
+
+    return {key: str(value) for key, value in conninfo_to_dict(dsn).items() if value is not None}
+
+
+def _conninfos(parameters: dict[str, str]) -> list[str]:
+    from psycopg.conninfo import make_conninfo  # noqa: PLC0415
+
+    own = {key: value for key, value in parameters.items() if key not in _NOT_FOR_THE_OBSERVER}
+    own |= {"application_name": "pgleak observer", "client_encoding": "UTF8"}
+    own.setdefault("connect_timeout", "5")
+    candidates = ["postgres", parameters.get("dbname", "")]
+    return [make_conninfo(**(own | ({"dbname": name} if name else {}))) for name in dict.fromkeys(candidates)]

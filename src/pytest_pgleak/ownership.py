@@ -1,0 +1,100 @@
+"""Who is at work right now: a plain stack, pushed and popped around fixtures and the call phase.
+
+A ContextVar set in a pytest hook is stale under AnyIO's runner and unset in a pool's worker threads (measured), so a
+stack read from any thread is the right thing. The lifespan of an application is the exception: it runs in a task of
+its own beside the test, so it carries its owner in a ContextVar.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from pytest_pgleak.owners import Owner, What
+from pytest_pgleak.requests import Request
+
+
+class Ownership:
+    """The stack of owners, and what the running context says."""
+
+    def __init__(self) -> None:
+        self._serials = itertools.count(1)
+        self.session = Owner(0, "session")
+        self._stack: list[Owner] = [self.session]
+        self._ended: list[Owner] = []
+        self._lifespans: dict[int, Owner] = {}
+        self._context_owner: ContextVar[Owner | None] = ContextVar("pgleak_owner", default=None)
+        self._request: ContextVar[Request | None] = ContextVar("pgleak_request", default=None)
+
+    @property
+    def current(self) -> Owner:
+        """Who answers for what happens here and now."""
+        return self._context_owner.get() or self._stack[-1]
+
+    @property
+    def request(self) -> Request | None:
+        """The request that is being answered here and now."""
+        return self._request.get()
+
+    @property
+    def active(self) -> Owner:
+        """The innermost phase or fixture, whatever the running context says."""
+        return self._stack[-1]
+
+    def begin(
+        self, what: What, nodeid: str = "", fixturename: str | None = None, scope: str | None = None
+    ) -> Owner:
+        """Make a new owner, without making it the active one."""
+        owner = Owner(next(self._serials), what, nodeid, fixturename, scope, self._stack[-1].serial)
+        if what == "lifespan":
+            self._lifespans[owner.serial] = owner
+        return owner
+
+    @property
+    def lifespans(self) -> tuple[Owner, ...]:
+        """The lifespans that began and have not been judged yet, whether they have ended or not."""
+        return tuple(self._lifespans.values())
+
+    def forget_lifespan(self, owner: Owner) -> None:
+        """Let go of a lifespan that was judged."""
+        self._lifespans.pop(owner.serial, None)
+
+    def push(self, owner: Owner) -> None:
+        """Make an owner the active one."""
+        self._stack.append(owner)
+
+    def pop(self, owner: Owner) -> None:
+        """Take an owner off the stack; what an error left above it goes too."""
+        if owner in self._stack:
+            del self._stack[self._stack.index(owner) :]
+
+    def end(self, owner: Owner) -> None:
+        """Note that an owner has ended: from now on it must not hold anything."""
+        self._ended.append(owner)
+
+    def take_ended(self) -> tuple[Owner, ...]:
+        """Return the owners that have ended since the last call."""
+        ended, self._ended = tuple(self._ended), []
+        return ended
+
+    @contextmanager
+    def in_lifespan(self, owner: Owner) -> Iterator[None]:
+        """Charge what this context, and tasks made in it, do to a lifespan."""
+        token = self._context_owner.set(owner)
+        try:
+            yield
+        finally:
+            self._context_owner.reset(token)
+
+    @contextmanager
+    def in_request(self, request: Request) -> Iterator[None]:
+        """Charge what this context does to a request, and to whoever is active rather than to a lifespan."""
+        owner_token = self._context_owner.set(None)
+        token = self._request.set(request)
+        try:
+            yield
+        finally:
+            self._request.reset(token)
+            self._context_owner.reset(owner_token)

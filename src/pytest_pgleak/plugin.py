@@ -1,0 +1,253 @@
+"""The plugin's hooks. Thin, and it imports nothing heavy until psycopg or a checked test turns up."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_pgleak.fixtures import (  # noqa: F401 - pytest collects fixtures from the plugin's namespace
+    pgleak,
+    pgleak_app,
+    pgleak_client,
+    pgleak_dsn,
+    pgleak_fresh_dsn,
+    pgleak_postgres,
+    pgleak_sync_client,
+)
+from pytest_pgleak.options import MARKER, add_options, is_configured
+from pytest_pgleak.post_import import PostImportHook
+
+if TYPE_CHECKING:
+    from pytest_pgleak.findings import Finding
+    from pytest_pgleak.session import Session
+    from pytest_pgleak.state import State
+
+_HOOK = pytest.StashKey[PostImportHook]()
+_SESSION = pytest.StashKey["Session"]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    add_options(parser)
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    from pytest_pgleak import hookspecs  # noqa: PLC0415 - once a session, after the options
+
+    pluginmanager.add_hookspecs(hookspecs)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    # Before any conftest.py can import psycopg.
+    _watch_imports(early_config)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", MARKER)
+    if is_configured(config):
+        settings = _read_settings(config)
+        if (active := config.stash.get(_SESSION, None)) is not None:
+            # A conftest.py has imported psycopg before the command line was read.
+            active.state.settings = settings
+    config.pluginmanager.register(SessionEnd(config), "pgleak-session-end")
+    _watch_imports(config)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if (hook := config.stash.get(_HOOK, None)) is not None:
+        hook.uninstall()
+        del config.stash[_HOOK]
+    if (session := config.stash.get(_SESSION, None)) is not None:
+        session.close()
+        del config.stash[_SESSION]
+
+
+def get_state(config: pytest.Config) -> State:
+    """Return the session's state, made when first asked for.
+
+    Raises:
+        pytest.UsageError: A setting cannot be meant.
+    """
+    return _session(config).state
+
+
+def _session(config: pytest.Config) -> Session:
+    if (session := config.stash.get(_SESSION, None)) is None:
+        from pytest_pgleak.session import Session  # noqa: PLC0415 - the plugin's weight, only when it is needed
+
+        session = config.stash[_SESSION] = Session(config)
+        if hasattr(config.option, "pgleak_mode"):
+            session.state.settings = _read_settings(config)
+    return session
+
+
+def _read_settings(config: pytest.Config) -> Any:
+    from pytest_pgleak.settings import SettingError, read_settings  # noqa: PLC0415 - only when it is needed
+
+    try:
+        return read_settings(config)
+    except SettingError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def _watch_imports(config: pytest.Config) -> None:
+    if _HOOK in config.stash or _is_off(config):
+        return
+
+    def when_imported(method: str) -> Any:
+        def call(module: ModuleType) -> None:
+            getattr(_session(config).state, method)(module)
+
+        return call
+
+    hook = config.stash[_HOOK] = PostImportHook(
+        {
+            "psycopg": when_imported("psycopg_imported"),
+            "psycopg_pool": when_imported("psycopg_pool_imported"),
+            "starlette.applications": when_imported("starlette_imported"),
+        }
+    )
+    hook.install()
+
+
+def _is_off(config: pytest.Config) -> bool:
+    given = getattr(config.known_args_namespace, "pgleak_mode", None) or config.getini("pgleak_mode")
+    return bool(given == "off")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, name: str, obj: object) -> None:
+    if getattr(getattr(obj, "__code__", None), "co_flags", 0) & 0x80 and collector.istestfunction(obj, name):
+        from pytest_pgleak.async_tests import claim  # noqa: PLC0415 - only for async tests
+
+        claim(collector, obj)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if not _is_off(session.config) and any(_is_selected(item) for item in session.items):
+        _session(session.config).collected(session.items)
+
+
+def pytest_report_collectionfinish(config: pytest.Config, items: Sequence[pytest.Item]) -> list[str]:
+    active = config.stash.get(_SESSION, None)
+    return active.header(items) if active is not None else []
+
+
+def _is_selected(item: pytest.Item) -> bool:
+    config = item.config
+    select = config.getoption("pgleak_select", None) or config.getini("pgleak_select")
+    return select == "all" or item.get_closest_marker("pgleak") is not None
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+) -> Generator[None, object, object]:
+    active = request.config.stash.get(_SESSION, None)
+    if active is None:
+        return (yield)
+    owner = active.fixtures.begin(fixturedef, request)
+    try:
+        return (yield)
+    finally:
+        active.fixtures.set_up(fixturedef, owner)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_fixture_post_finalizer(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> None:
+    if (active := request.config.stash.get(_SESSION, None)) is not None:
+        active.fixtures.finish(fixturedef)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
+    if (active := item.config.stash.get(_SESSION, None)) is not None:
+        active.begin_item(item, is_selected=_is_selected(item))
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    if (active := item.config.stash.get(_SESSION, None)) is None:
+        return (yield)
+    with active.call_phase(item):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
+    if (active := item.config.stash.get(_SESSION, None)) is None:
+        return (yield)
+    with active.teardown_phase(item):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if (active := item.config.stash.get(_SESSION, None)) is not None:
+        active.complete_report(item, call, report)
+    return report
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_pgleak_server(config: pytest.Config) -> Any:
+    from pytest_pgleak.postgres import start_server  # noqa: PLC0415 - only when a test needs a server
+
+    return start_server(config)
+
+
+class SessionEnd:
+    """The hooks that bring the findings of a session together, from this process and from xdist's workers.
+
+    Args:
+        config: pytest's config; some of these hooks are not given it.
+    """
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._entries: list[dict[str, Any]] = []
+        self._notes: list[str] = []
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._entries.extend(getattr(report, "pgleak", ()))
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self) -> None:
+        if (active := self._config.stash.get(_SESSION, None)) is None:
+            return
+        entries, notes = active.finish()
+        if (output := getattr(self._config, "workeroutput", None)) is not None:
+            output["pgleak"] = {"entries": entries, "notes": notes}
+        else:
+            self._take(entries, notes)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        found = getattr(node, "workeroutput", {}).get("pgleak", {})
+        self._take(found.get("entries", []), found.get("notes", []))
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_pgleak_ignore(self, finding: Finding) -> bool | None:
+        active = self._config.stash.get(_SESSION, None)
+        return True if active is not None and active.state.verdict.matches_a_rule(finding) else None
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if not self._entries and not self._notes:
+            return
+        from pytest_pgleak.reporting import Reported, summary, write  # noqa: PLC0415 - only when there is something
+
+        title, lines = summary([Reported(**entry) for entry in self._entries], self._notes)
+        terminalreporter.section(title)
+        write(lines, terminalreporter)
+
+    def _take(self, entries: list[dict[str, Any]], notes: list[str]) -> None:
+        self._entries.extend(entries)
+        self._notes.extend(note for note in notes if note not in self._notes)

@@ -1,0 +1,128 @@
+"""The server fixtures' insides: which server, and databases on it."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_pgleak.observer import ObserverError
+from pytest_pgleak.servers import Plan, RunningServer, ServerError, ServerRequest, plan, start
+from pytest_pgleak.servers.databases import create_database, drop_database, redacted, with_dbname
+
+if TYPE_CHECKING:
+    from pytest_pgleak.settings import Settings
+    from pytest_pgleak.state import State
+
+
+@dataclass(frozen=True, slots=True)
+class Postgres:
+    """The server of ``pgleak_postgres``.
+
+    Attributes:
+        dsn: libpq conninfo or URI. Not shown in ``repr``, for it may hold a password.
+        version: The server's version, as "18.6".
+        source: Where it came from: ``dsn``, ``embedded``, ``local``, ``docker`` or what a hook says.
+        owned: Whether the plugin started it.
+    """
+
+    dsn: str
+    version: str
+    source: str
+    owned: bool = False
+
+    def __repr__(self) -> str:
+        return f"<Postgres {self.version} from {self.source} ({redacted(self.dsn)})>"
+
+
+def server_plan(settings: Settings) -> Plan:
+    """Choose a server without starting it.
+
+    Raises:
+        ServerError: There is none to be had.
+    """
+    return plan(
+        ServerRequest(settings.server, settings.dsn, settings.bindir, settings.docker_image, settings.dsn_option)
+    )
+
+
+def start_server(config: pytest.Config) -> Any:
+    """Start the server that the settings ask for: the plugin's own answer to ``pytest_pgleak_server``."""
+    from pytest_pgleak.plugin import get_state  # noqa: PLC0415 - the hook's default must not load the plugin twice
+
+    return start(server_plan(get_state(config).settings))
+
+
+def obtain_server(state: State) -> Postgres:
+    """Ask the hook for a server and begin to observe it. Failures are shown without a traceback."""
+    try:
+        supplied = state.config.hook.pytest_pgleak_server(config=state.config)
+        server = _as_postgres(supplied)
+        state.observers.add_configured(server.dsn)
+    except ServerError as error:
+        pytest.fail(f"pgleak_postgres: {error}", pytrace=False)
+    except ObserverError as error:
+        pytest.fail(f"pgleak_postgres: the server cannot be observed: {error}", pytrace=False)
+    stop = getattr(supplied, "stop", None)
+    if callable(stop):
+        # After the last checkpoint, not in the fixture's teardown: a server that is gone can tell nothing.
+        state.after_session.append(stop)
+    return server
+
+
+def _as_postgres(supplied: Any) -> Postgres:
+    if isinstance(supplied, str):
+        return Postgres(supplied, "unknown", "pytest_pgleak_server")
+    return Postgres(
+        supplied.dsn,
+        str(getattr(supplied, "version", "unknown")),
+        str(getattr(supplied, "source", "pytest_pgleak_server")),
+        isinstance(supplied, RunningServer) and supplied.owned,
+    )
+
+
+def worker_database(state: State, server: Postgres, worker: str) -> str:
+    """Create this worker's database; on a given server whose role may not, use the one that was given."""
+    name = f"pgleak_{worker}_{uuid.uuid4().hex[:8]}"
+    try:
+        dsn = create_database(server.dsn, name)
+    except ServerError as error:
+        if server.owned or "permission denied" not in str(error):
+            pytest.fail(f"pgleak_dsn: {error}", pytrace=False)
+        state.note(
+            "the role of the given server may not create databases (CREATEDB), so the tests run in the database that"
+            f" was given ({redacted(server.dsn)}), and leaked backends are left alone there"
+        )
+        return server.dsn
+    _remember(state, server, name)
+    if not server.owned:
+        state.after_session.insert(0, lambda: drop_database(server.dsn, name))
+    return dsn
+
+
+def fresh_database(state: State, server: Postgres, worker_dsn: str) -> str:
+    """Clone the worker's database for one test."""
+    from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415 - only with a server
+
+    template = str(conninfo_to_dict(worker_dsn).get("dbname"))
+    name = f"pgleak_fresh_{uuid.uuid4().hex[:12]}"
+    try:
+        create_database(server.dsn, name, template)
+    except ServerError as error:
+        pytest.fail(f"pgleak_fresh_dsn: {error}", pytrace=False)
+    _remember(state, server, name)
+    state.after_teardown.append(lambda: _drop(state, server, name))
+    return with_dbname(server.dsn, name)
+
+
+def _remember(state: State, server: Postgres, name: str) -> None:
+    state.own_databases.add(name)
+    state.watched_databases.add((state.observers.server_of(server.dsn), name))
+
+
+def _drop(state: State, server: Postgres, name: str) -> None:
+    state.own_databases.discard(name)
+    state.watched_databases.discard((state.observers.server_of(server.dsn), name))
+    drop_database(server.dsn, name)

@@ -1,0 +1,151 @@
+"""Findings as text: the failure, and the summary of a session. Pure; decides nothing."""
+
+from __future__ import annotations
+
+import linecache
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pytest_pgleak import sentences
+from pytest_pgleak.findings import Finding
+from pytest_pgleak.frames import Frame
+from pytest_pgleak.kinds import UNTRACKED_BACKEND
+from pytest_pgleak.sql import one_line
+
+_LABEL: Final = 10
+_CALLERS: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of output.
+
+    Attributes:
+        text: Plain text.
+        style: ``kind`` for the line that opens a finding, ``source`` for source code, ``fix`` for the remedy,
+            else empty. Colours are chosen from it at the very end.
+    """
+
+    text: str
+    style: str = ""
+
+
+def failure(findings: Sequence[Finding], root: Path) -> list[Line]:
+    """Render all findings of one test: each mistake once, with how often it happened.
+
+    Args:
+        findings: The findings of one checkpoint.
+        root: Paths below it are shown relative to it.
+    """
+    lines: list[Line] = []
+    for group in by_place(findings):
+        if lines:
+            lines.append(Line(""))
+        lines.extend(_finding(group[0], group[1:], root))
+    return lines
+
+
+def by_place(findings: Iterable[Finding]) -> list[list[Finding]]:
+    """Group findings of one kind from one line, in the order of their first."""
+    groups: dict[tuple[str, str, str], list[Finding]] = {}
+    for finding in findings:
+        key = (finding.kind, finding.place, "" if finding.origin else str(finding.serial))
+        groups.setdefault(key, []).append(finding)
+    return list(groups.values())
+
+
+def headline(findings: Sequence[Finding], root: Path) -> str:
+    """Say in one line what a test left, for pytest's short summary."""
+    groups = by_place(findings)
+    first = groups[0][0]
+    where = f" at {place(first.origin, root)}" if first.origin else ""
+    more = f" (and {len(groups) - 1} more)" if len(groups) > 1 else ""
+    return f"pgleak: {first.kind}{where}{more}"
+
+
+def place(frame: Frame, root: Path) -> str:
+    """Show where a frame is, clickable: ``file:line in function``."""
+    return f"{relative(frame.filename, root)}:{frame.lineno} in {frame.function}"
+
+
+def relative(filename: str, root: Path) -> str:
+    """Show a path below the root relative to it, with forward slashes."""
+    path = Path(filename)
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else filename
+
+
+def _finding(finding: Finding, others: Sequence[Finding], root: Path) -> list[Line]:
+    times = f" ({len(others) + 1} times)" if others else ""
+    lines = [Line(f"[{finding.kind}] {finding.headline}{times}", "kind")]
+    lines += _origin(finding, root)
+    if finding.request is not None:
+        lines.append(_line("request", _request(finding, others)))
+    if finding.owner.what != "call":
+        lines.append(_line("owner", finding.owner.describe()))
+    if finding.pool is not None:
+        lines.append(_line("pool", _pool(finding)))
+    if (server := sentences.server(finding)) is not None:
+        lines.append(_line("server", server))
+    if finding.backend is not None and finding.backend.query:
+        lines.append(_line("last sql", one_line(finding.backend.query)))
+    lines.append(_line("ended", sentences.ended(finding)))
+    lines.append(_line("fix", sentences.fix(finding), "fix"))
+    lines.append(_line("allow", f'@pytest.mark.pgleak(allow=["{finding.kind}"])'))
+    return lines
+
+
+def _origin(finding: Finding, root: Path) -> list[Line]:
+    if finding.origin is None:
+        if finding.kind == UNTRACKED_BACKEND:
+            return []
+        return [_line(sentences.verb(finding), "outside of any code that pgleak could recognise as yours")]
+    context = _context(finding)
+    where = place(finding.origin, root)
+    lines = [_line(sentences.verb(finding), f"{where:<40} {context}".rstrip() if context else where)]
+    source = linecache.getline(finding.origin.filename, finding.origin.lineno).strip()
+    if source:
+        lines.append(Line(" " * (_LABEL + 6) + source, "source"))
+    callers = [place(frame, root) for frame in finding.stack[1 : 1 + _CALLERS]]
+    if callers and finding.dependency is None:
+        lines.append(_line("called by", ", ".join(callers)))
+    return lines
+
+
+def _context(finding: Finding) -> str:
+    request = finding.request
+    if request is None:
+        return f"in thread {finding.thread}" if finding.thread else ""
+    target = f"{request.method} {request.route or request.path}"
+    endpoint = f" ({request.endpoint})" if request.endpoint else ""
+    return f"dependency of {target}{endpoint}" if finding.dependency else f"in {target}{endpoint}"
+
+
+def _request(finding: Finding, others: Sequence[Finding]) -> str:
+    assert finding.request is not None
+    request = finding.request
+    text = f"#{request.ordinal} {request.method} {request.path} → {_status(finding)}"
+    numbers = [other.request.ordinal for other in others if other.request is not None]
+    if numbers:
+        shown = ", ".join(f"#{number}" for number in numbers[:8]) + (", …" if len(numbers) > 8 else "")  # noqa: PLR2004
+        text += f", also {shown}"
+    return text
+
+
+def _status(finding: Finding) -> str:
+    assert finding.request is not None
+    if finding.request.status is not None:
+        return str(finding.request.status)
+    return "an exception" if finding.request.failed else "not answered yet"
+
+
+def _pool(finding: Finding) -> str:
+    assert finding.pool is not None
+    pool = finding.pool
+    size = f", max_size {pool.facts.max_size}" if pool.facts.max_size else ""
+    return f"{pool.facts.name!r} ({pool.facts.class_name}{size}), {pool.checked_out} checked out"
+
+
+def _line(label: str, text: str, style: str = "") -> Line:
+    return Line(f"  {label:<{_LABEL}}{text}", style)

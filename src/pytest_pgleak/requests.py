@@ -1,0 +1,68 @@
+"""The HTTP request that was being answered when something happened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import CodeType
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One ASGI request as it goes on; filled in by the ASGI wrapper, read when a finding is made.
+
+    Attributes:
+        ordinal: Which request of its test it is, counted from 1.
+        method: HTTP method, or ``WEBSOCKET``.
+        path: Path as the client asked for it, without the query string (it may hold secrets).
+        route: Path template of the matched route.
+        endpoint: Name of the path operation function.
+        status: Status of the answer; None until the response starts.
+        finished: Whether the ASGI call has returned, dependency exits and background tasks included.
+        failed: Whether an exception left the application.
+        dependencies: Name of each FastAPI dependency of the route, by its code object.
+        learn: Reads what the framework has found out since; set while the request goes on.
+    """
+
+    ordinal: int
+    method: str
+    path: str
+    route: str | None = None
+    endpoint: str | None = None
+    status: int | None = None
+    finished: bool = False
+    failed: bool = False
+    dependencies: dict[CodeType, str] = field(default_factory=dict)
+    learn: Callable[[], None] | None = None
+
+    def refresh(self) -> None:
+        """Take in what is known by now of a request that still goes on."""
+        if self.learn is not None:
+            self.learn()
+
+
+@dataclass(frozen=True, slots=True)
+class RequestInfo:
+    """A request as a finding shows it. Attributes as in `Request`."""
+
+    ordinal: int
+    method: str
+    path: str
+    route: str | None = None
+    endpoint: str | None = None
+    status: int | None = None
+    failed: bool = False
+
+    @classmethod
+    def of(cls, request: Request) -> RequestInfo:
+        """Freeze what is known of a request by now."""
+        request.refresh()
+        return cls(
+            request.ordinal,
+            request.method,
+            request.path,
+            request.route,
+            request.endpoint,
+            request.status,
+            request.failed,
+        )

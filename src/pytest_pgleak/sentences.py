@@ -1,0 +1,166 @@
+"""What a finding's facts mean, in words: how it ended, what the server saw, what to change. Pure."""
+
+from __future__ import annotations
+
+from pytest_pgleak.activity import Backend
+from pytest_pgleak.findings import Finding
+from pytest_pgleak.kinds import (
+    CONNECTION_DROPPED,
+    CONNECTION_NOT_CLOSED,
+    CONNECTION_NOT_RETURNED,
+    POOL_NOT_CLOSED,
+    TRANSACTION_LEFT_OPEN,
+    UNTRACKED_BACKEND,
+)
+from pytest_pgleak.views import Ending
+
+
+def verb(finding: Finding) -> str:
+    """Return the label of the line that shows the origin."""
+    return "taken" if finding.subject == "checkout" else "opened"
+
+
+def ended(finding: Finding) -> str:
+    """Say how it ended, or that it did not."""
+    after = _after(finding)
+    if finding.kind == UNTRACKED_BACKEND:
+        return f"still there after {finding.owner.describe()}"
+    if finding.subject == "pool":
+        return _ended_pool(finding)
+    if finding.subject == "checkout":
+        return _ended_checkout(finding, after)
+    if finding.kind == TRANSACTION_LEFT_OPEN:
+        return f"{finding.owner.describe()} ended; nothing called commit() or rollback()"
+    if finding.ending is Ending.DROPPED:
+        return f"garbage-collected{after}; nothing called close()"
+    return f"it did not: {finding.owner.describe()} ended and the connection is still open{_holder(finding)}"
+
+
+def _ended_pool(finding: Finding) -> str:
+    members = f", {finding.pool.members} connection(s) in it" if finding.pool and finding.pool.members else ""
+    if finding.ending is Ending.DROPPED:
+        return "garbage-collected; nothing called close() on the pool"
+    return f"it did not: {finding.owner.describe()} ended and the pool is still open{members}"
+
+
+def _ended_checkout(finding: Finding, after: str) -> str:
+    if finding.ending is Ending.DROPPED:
+        return f"garbage-collected{after} while checked out; the pool has lost this slot for ever"
+    if finding.ending is Ending.CLOSED:
+        return "closed, but not returned with putconn(); the pool has lost this slot for ever"
+    return f"it did not: {finding.owner.describe()} ended and the connection is still out{_holder(finding)}"
+
+
+def _after(finding: Finding) -> str:
+    if finding.after_response is None:
+        return ""
+    return " after the response" if finding.after_response else " before the response"
+
+
+def _holder(finding: Finding) -> str:
+    if finding.task is None:
+        return ""
+    return f"; task {finding.task.name!r} ({finding.task.coroutine}) is still running"
+
+
+def server(finding: Finding) -> str | None:
+    """Say what the server saw; None where there is nothing to say."""
+    backend = finding.backend
+    if backend is None:
+        return _without_backend(finding)
+    parts = [f"pid {backend.pid}"]
+    if finding.kind == UNTRACKED_BACKEND:
+        parts += _identity(backend)
+    if backend.state is not None:
+        parts.append(_state(backend))
+    if backend.backend_xid is not None:
+        what = "an uncommitted write was lost" if finding.ending is Ending.DROPPED else "an uncommitted write is held"
+        parts.append(f"xid {backend.backend_xid}: {what}")
+    elif backend.in_transaction:
+        parts.append("nothing written")
+    if backend.locks and finding.ending is Ending.OPEN:
+        parts.append("locks " + " ".join(backend.locks))
+    return ", ".join(parts)
+
+
+def _state(backend: Backend) -> str:
+    seconds = backend.seconds_in_state
+    return f"{backend.state} for {seconds:.1f} s" if seconds is not None and seconds >= 0.1 else str(backend.state)
+
+
+def _identity(backend: Backend) -> list[str]:
+    client = "a Unix socket" if backend.client_port in (None, -1) else f"port {backend.client_port}"
+    return [f"database {backend.datname}", f"application_name {backend.application_name!r}", f"from {client}"]
+
+
+def _without_backend(finding: Finding) -> str | None:
+    connection = finding.connection
+    if connection is None or not connection.backend_pid:
+        return None
+    if finding.ending is Ending.OPEN and finding.server_known:
+        return f"pid {connection.backend_pid} is gone: the server or somebody else ended it; the client never knew"
+    if finding.transaction_status in ("INTRANS", "INERROR"):
+        return f"pid {connection.backend_pid}, in a transaction ({finding.transaction_status}) by the client's account"
+    return f"pid {connection.backend_pid}, no transaction open" if finding.transaction_status == "IDLE" else None
+
+
+def fix(finding: Finding) -> str:
+    """Say what to change, in the words of the code that is already there."""
+    if finding.kind in (CONNECTION_DROPPED, CONNECTION_NOT_CLOSED):
+        return _fix_connection(finding)
+    if finding.kind == CONNECTION_NOT_RETURNED:
+        return _fix_checkout(finding)
+    if finding.kind == POOL_NOT_CLOSED:
+        return _fix_pool(finding)
+    if finding.kind == TRANSACTION_LEFT_OPEN:
+        wait, with_ = ("await ", "async with") if _is_async(finding) else ("", "with")
+        return f"call `{wait}conn.commit()` before it ends, or write inside `{with_} conn.transaction():`"
+    return "close it in the test; if it is another process's, leave it: this is a warning"
+
+
+def _fix_connection(finding: Finding) -> str:
+    if _is_async(finding):
+        opening = f"async with await psycopg.{_class(finding, 'AsyncConnection')}.connect(…) as conn:"
+    else:
+        opening = "with psycopg.connect(…) as conn:"
+    if finding.task is not None:
+        return f"end the task before its request or lifespan ends, and open inside it with `{opening}`"
+    if finding.dependency is not None or finding.owner.what == "fixture":
+        generator = finding.origin is not None and finding.origin.is_generator
+        return f"put the `yield` inside `{opening}`" if generator else f"yield it inside `{opening}`"
+    if finding.owner.what == "lifespan":
+        return f"put the lifespan's `yield` inside `{opening}`"
+    return f"use `{opening}`, or close it in a `finally:`"
+
+
+def _fix_checkout(finding: Finding) -> str:
+    wait, with_ = ("await ", "async with") if _is_async(finding) else ("", "with")
+    opening = f"{with_} pool.connection() as conn:"
+    if finding.ending is Ending.CLOSED:
+        return f"give it back with `{wait}pool.putconn(conn)` instead of closing it, or use `{opening}`"
+    if finding.dependency is not None or finding.owner.what == "fixture":
+        return f"`yield` inside `{opening}`, or call `{wait}pool.putconn(conn)` in a `finally:`"
+    return f"use `{opening}`, or call `{wait}pool.putconn(conn)` in a `finally:`"
+
+
+def _fix_pool(finding: Finding) -> str:
+    name = finding.pool.facts.class_name if finding.pool else "ConnectionPool"
+    opening = f"{'async with' if _is_async(finding) else 'with'} {name}(…) as pool:"
+    if finding.request is not None:
+        return f"open one pool in the lifespan with `{opening}`, not one in each request"
+    if finding.owner.what == "lifespan":
+        return f"put the lifespan's `yield` inside `{opening}`"
+    if finding.owner.what == "fixture":
+        return f"put the fixture's `yield` inside `{opening}`"
+    return f"use `{opening}`, or close it in a `finally:`"
+
+
+def _is_async(finding: Finding) -> bool:
+    if finding.connection is not None:
+        return finding.connection.is_async
+    return finding.pool is not None and finding.pool.facts.is_async
+
+
+def _class(finding: Finding, default: str) -> str:
+    known = finding.connection.class_name if finding.connection else default
+    return known if known.startswith("Async") else default

@@ -1,0 +1,109 @@
+"""Creating and dropping databases on a server, over connections that no tracking sees."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from pytest_pgleak.servers import conninfo, libpq
+from pytest_pgleak.servers.conninfo import redacted
+from pytest_pgleak.servers.values import ServerError
+
+if TYPE_CHECKING:
+    from psycopg.abc import PGconn
+
+__all__ = ["create_database", "drop_database", "redacted", "with_dbname"]
+
+_MAX_NAME = 63  # bytes: NAMEDATALEN - 1, beyond which the server cuts a name off with no more than a notice
+_STRATEGY_SINCE = 150000  # CREATE DATABASE ... STRATEGY came with PostgreSQL 15
+
+_GRACE = 0.05  # seconds for backends to go by themselves
+_POLL = 0.0005  # seconds
+
+
+def create_database(server_dsn: str, name: str, template: str | None = None) -> str:
+    """Create a database.
+
+    From PostgreSQL 15 on the template is copied as files: half the time of the default, which writes it through the
+    WAL (6.8 against 12.5 ms for an empty template).
+
+    Args:
+        server_dsn: A connection that may create databases, to a database other than the template.
+        name: The new database.
+        template: What to copy, ``template1`` if None. Nobody may be connected to it.
+
+    Returns:
+        `server_dsn` with the new database.
+
+    Raises:
+        ServerError: If the server cannot be reached or refuses.
+    """
+    if len(name.encode()) > _MAX_NAME:
+        raise ServerError(f"cannot create the database {name!r}: a name has at most {_MAX_NAME} bytes.")
+    with libpq.connected(server_dsn) as conn:
+        statement = f"CREATE DATABASE {libpq.identifier(conn, name)}"
+        if template is not None:
+            _wait_until_unused(conn, template)
+            statement += f" TEMPLATE {libpq.identifier(conn, template)}"
+        if conn.server_version >= _STRATEGY_SINCE:
+            statement += " STRATEGY file_copy"
+        try:
+            libpq.execute(conn, statement)
+        except ServerError as error:
+            raise ServerError(f"cannot create the database {name!r}: {error}") from None
+    return with_dbname(server_dsn, name)
+
+
+def drop_database(server_dsn: str, name: str) -> None:
+    """Drop a database, and whatever is connected to it; one that is gone already is no error.
+
+    The backends are waited for first, for DROP DATABASE itself sleeps 100 ms when one is still exiting
+    (``CountOtherDBBackends`` in PostgreSQL's ``procarray.c``). Those that stay are terminated.
+
+    Args:
+        server_dsn: A connection that may drop it, to another database.
+        name: The database.
+
+    Raises:
+        ServerError: If the server cannot be reached or refuses: for instance while a prepared transaction is left in
+            the database.
+    """
+    with libpq.connected(server_dsn) as conn:
+        if not _wait_until_unused(conn, name):
+            libpq.execute(conn, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
+            _wait_until_unused(conn, name)
+        try:
+            libpq.execute(conn, f"DROP DATABASE IF EXISTS {libpq.identifier(conn, name)} WITH (FORCE)")
+        except ServerError as error:
+            raise ServerError(f"cannot drop the database {name!r}: {error}") from None
+
+
+def with_dbname(dsn: str, dbname: str) -> str:
+    """`dsn` with another database; its form (URI or keywords) and all its other parameters stay.
+
+    Raises:
+        ServerError: If `dsn` is malformed.
+    """
+    try:
+        return conninfo.with_dbname(dsn, dbname)
+    except ValueError as error:
+        raise ServerError(f"the connection string is malformed: {error}.") from None
+
+
+def _wait_until_unused(conn: PGconn, database: str) -> bool:
+    """Give the backends of `database` a moment to exit; whether none is left."""
+    deadline = time.monotonic() + _GRACE
+    waited = False
+    while True:
+        rows = libpq.execute(
+            conn, "SELECT coalesce(sum(pg_stat_get_db_numbackends(oid)), 0) FROM pg_database WHERE datname = $1", database
+        )
+        if rows[0][0] == "0":
+            if waited:
+                # A backend vanishes from the statistics a few microseconds before it leaves the list that DROP looks at.
+                time.sleep(_POLL)
+            return True
+        if time.monotonic() > deadline:
+            return False
+        waited = True
+        time.sleep(_POLL)

@@ -1,0 +1,48 @@
+"""A server of our own, from binaries on this machine."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from pytest_pgleak.servers import binaries, cluster, conninfo, leftovers, libpq, privilege, rundir, runtime
+from pytest_pgleak.servers.supervisor import Supervisor
+from pytest_pgleak.servers.values import Plan, RunningServer, ServerError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_START_TIMEOUT = 60.0  # seconds; usually 0.3 on a tmpfs, 1.5 on a disk
+_POLL = 0.001
+
+
+def start_owned(plan: Plan) -> RunningServer:
+    """Create a cluster, start it, wait until it accepts connections.
+
+    Raises:
+        ServerError: If it does not start; the message has the end of its log.
+    """
+    libpq.pq()
+    user = privilege.server_user()
+    assert plan.bindir is not None  # noqa: S101 - for the type checker: these sources have one
+    bindir = runtime.usable_bindir(plan.bindir, user)
+    parent = rundir.choose_parent(user)
+    rundir.sweep(parent, user)
+    leases = [rundir.create(parent, user)]
+    try:
+        if (socket := rundir.socket_lease(leases[0].path, user)) is not None:
+            leases.append(socket)
+        supervisor = _supervise(plan, bindir, leases, user)
+    except BaseException:
+        for lease in leases:
+            lease.release()
+        rundir.sweep(parent, user)
+        raise
+    dsn = conninfo.socket_uri(str(leases[-1].path))
+    try:
+        version = _await_ready(plan, supervisor, dsn)
+    except BaseException:
+        supervisor.stop()
+        raise
+    description = f"PostgreSQL {version} {plan.origin}"
+    return RunningServer(dsn, version, plan.source, description, owned=True, _stop=supervisor.stop)

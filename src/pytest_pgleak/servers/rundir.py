@@ -1,0 +1,162 @@
+"""Directories that exist as long as somebody holds their lock.
+
+Each is named ``pgleak-*`` and contains ``alive.lock``. Whoever uses it holds a shared flock on that file, whoever wants
+to remove it needs the exclusive one. The kernel releases a lock when its holder dies, however it dies, so nothing can
+be left locked, and what is not locked is nobody's.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_pgleak.servers import leftovers, privilege
+from pytest_pgleak.servers.values import ServerError
+
+_VARIABLE = "PGLEAK_RUN_DIR"
+_SHM = Path("/dev/shm")  # noqa: S108 - a private directory is made in it with mkdtemp
+_MIN_FREE = 512 * 2**20  # bytes; a container's default of 64 MB would be filled by a cluster (28 MB) and its WAL
+_MAX_SOCKET_PATH = 103  # bytes: sun_path has 104 on macOS and 108 on Linux, with the closing zero
+_SOCKET = "/.s.PGSQL.5432"
+
+# Held by this process. At module level, because a handler for fork() can be registered but never removed.
+_held: set[int] = set()
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A locked directory of ours.
+
+    Attributes:
+        path: The directory, mode 0700.
+    """
+
+    path: Path
+    _fd: int
+    _pid: int
+
+    def release(self) -> None:
+        """Give the directory up; idempotent, and nothing in a child of fork()."""
+        if self._fd in _held and self._pid == os.getpid():
+            _held.discard(self._fd)
+            # Not just closed: an inherited copy in a child that does not know of us would keep the lock.
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+            os.close(self._fd)
+
+
+def choose_parent(user: privilege.OsUser | None) -> Path:
+    """Where to put the directories: PGLEAK_RUN_DIR, else a tmpfs with room, else the directory for temporary files.
+
+    A tmpfs, because on a disk the cluster's thousand files take up to twenty times as long to create.
+
+    Raises:
+        ServerError: If PGLEAK_RUN_DIR cannot be used.
+    """
+    if wanted := os.environ.get(_VARIABLE):
+        parent = Path(wanted).absolute()
+        if problem := _problem(parent, user):
+            raise ServerError(f"{_VARIABLE}={wanted}: {problem}.\nName a directory for the test server's data, or none.")
+        return parent
+    temporary = Path(tempfile.gettempdir())
+    candidates = [temporary, Path("/tmp"), Path("/var/tmp")]  # noqa: S108 - as above
+    if _roomy_tmpfs(_SHM):
+        candidates.insert(0, _SHM)
+    return next((path for path in candidates if _problem(path, user) is None), temporary)
+
+
+def create(parent: Path, user: privilege.OsUser | None) -> Lease:
+    """Make a new directory in `parent`, locked from the first moment that it can be found.
+
+    Args:
+        parent: Where.
+        user: Whom it belongs to; None for the current user.
+
+    Raises:
+        ServerError: If it cannot be made.
+    """
+    try:
+        building = Path(tempfile.mkdtemp(prefix="new-pgleak-", dir=parent))
+        fd = os.open(building / leftovers.LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        # Renamed only now: a sweep that saw it unlocked would take it for a leftover.
+        path = parent / building.name.removeprefix("new-")
+        building.rename(path)
+        if user is not None:
+            os.chown(path / leftovers.LOCK, user.uid, user.gid)
+            os.chown(path, user.uid, user.gid)
+    except OSError as error:
+        raise ServerError(
+            f"No directory for the test server can be made in {parent}: {error}.\nName another in {_VARIABLE}."
+        ) from error
+    _held.add(fd)
+    return Lease(path, fd, os.getpid())
+
+
+def socket_lease(run_dir: Path, user: privilege.OsUser | None) -> Lease | None:
+    """A directory for the socket, if its path in `run_dir` would be longer than the system allows.
+
+    Raises:
+        ServerError: If it cannot be made.
+    """
+    if len(os.fsencode(f"{run_dir}{_SOCKET}")) <= _MAX_SOCKET_PATH:
+        return None
+    return create(Path("/tmp"), user)  # noqa: S108 - mkdtemp; short is what counts here
+
+
+def sweep(parent: Path, user: privilege.OsUser | None) -> None:
+    """Remove what owners that died together with their supervisor left in `parent` (power loss, a killed container)."""
+    ours = {os.geteuid()} | ({user.uid} if user else set())
+    for path in parent.glob(f"{leftovers.PREFIX}*"):
+        with suppress(OSError):
+            info = path.lstat()
+            if stat.S_ISDIR(info.st_mode) and info.st_uid in ours:
+                _sweep_one(path)
+
+
+def _sweep_one(path: Path) -> None:
+    # Not followed: the directory may belong to a user who is less than we are.
+    fd = os.open(path / leftovers.LOCK, os.O_RDWR | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        leftovers.remove(path)
+    except BlockingIOError:
+        pass
+    finally:
+        os.close(fd)
+
+
+def _problem(path: Path, user: privilege.OsUser | None) -> str | None:
+    if not path.is_dir():
+        return "it is not a directory"
+    if not os.access(path, os.W_OK | os.X_OK):
+        return "it is not writable"
+    if user is not None and not privilege.can_enter(path, user):
+        return f"PostgreSQL runs as the user {user.name!r}, who may not enter it"
+    return None
+
+
+def _roomy_tmpfs(path: Path) -> bool:
+    try:
+        mounts = Path("/proc/self/mounts").read_text(errors="replace").splitlines()
+        status = os.statvfs(path)
+    except OSError:
+        return False
+    is_tmpfs = any(line.split()[1:3] == [str(path), "tmpfs"] for line in mounts)
+    return is_tmpfs and status.f_bavail * status.f_frsize >= _MIN_FREE
+
+
+def _forget_in_child() -> None:
+    """Close the locks in a child of fork(): its life is not the session's, the server must not wait for its end."""
+    for fd in _held:
+        with suppress(OSError):
+            os.close(fd)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

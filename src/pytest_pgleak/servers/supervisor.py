@@ -1,0 +1,95 @@
+"""The owner's side of the supervisor process: start it, read its reports, let it end."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_pgleak.servers.binaries import environment
+from pytest_pgleak.servers.values import ServerError
+
+if TYPE_CHECKING:
+    from pytest_pgleak.servers.privilege import OsUser
+    from pytest_pgleak.servers.rundir import Lease
+
+_SCRIPT = Path(__file__).with_name("supervisor_main.py")
+_LOG = "server.log"
+_LOG_TAIL = 3000  # bytes
+_STOP_TIMEOUT = 10.0  # seconds; an ordinary stop takes 0.02
+
+
+class Supervisor:
+    """A running supervisor, and through it a server.
+
+    Args:
+        leases: The run directory's, and any further that goes with it.
+        user: Whom it becomes; None to stay.
+        initdb: The command that creates the cluster.
+        postgres: The command that runs it.
+    """
+
+    def __init__(self, leases: list[Lease], user: OsUser | None, initdb: list[str], postgres: list[str]) -> None:
+        self._leases = leases
+        self._pid = os.getpid()
+        self._stopping = threading.Lock()
+        self._stopped = False
+        self._reports = b""
+        # Opened before the directory's new owner can have put anything in its place, and read through this descriptor.
+        self._log = os.open(leases[0].path / _LOG, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+        head = [str(user.uid), str(user.gid)] if user else ["-", "-"]
+        directories = [str(lease.path) for lease in leases]
+        # Started as ourselves, not as `user`: this Python may be out of their reach.
+        self._process = subprocess.Popen(  # noqa: S603 - our own script
+            [_python(), "-I", "-S", str(_SCRIPT), *head, *directories, ";", *initdb, ";", *postgres],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            cwd="/",
+            env=environment(),
+            start_new_session=True,
+        )
+
+    def reports(self, timeout: float) -> list[str]:
+        """All that it has reported, after waiting up to `timeout` seconds for more; ``gone`` is last when it ended."""
+        assert self._process.stdout is not None  # noqa: S101 - for the type checker: it is a pipe
+        fd = self._process.stdout.fileno()
+        if select.select([fd], [], [], timeout)[0]:
+            chunk = os.read(fd, 4096)
+            self._reports += chunk or b"gone\n"
+            if not chunk:
+                # The pipe stays readable for ever: wait for no more of it.
+                time.sleep(0.001)
+        return self._reports.decode().splitlines()
+
+    def log_tail(self) -> str:
+        """The end of what initdb and postgres wrote."""
+        size = os.fstat(self._log).st_size
+        return os.pread(self._log, _LOG_TAIL, max(0, size - _LOG_TAIL)).decode(errors="replace").strip()
+
+    def stop(self) -> None:
+        """Release the leases and wait until the supervisor has cleaned up; idempotent, nothing in a child of fork().
+
+        Raises:
+            ServerError: If it takes more than ten seconds.
+        """
+        with self._stopping:
+            if self._stopped or self._pid != os.getpid():
+                return
+            self._stopped = True
+            for lease in self._leases:
+                lease.release()
+            self._await_end()
+
+    def _await_end(self) -> None:
+        deadline = time.monotonic() + _STOP_TIMEOUT
+        # Its end of the pipe closes when it ends: sooner noticed than by Popen.wait(timeout), which polls.
+        while "gone" not in self.reports(max(0.0, deadline - time.monotonic())):
+            if time.monotonic() > deadline:
+                raise ServerError(f"The test server in {self._leases[0].path} did not stop within {_STOP_TIMEOUT:.0f} s.")
+        self._process.wait()

@@ -1,0 +1,222 @@
+"""The plugin's part in a session: which tests are checked, and what happens around each phase of a test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from pytest_pgleak.checkpoints import Checkpoint
+from pytest_pgleak.find import Question
+from pytest_pgleak.fixture_owners import FixtureOwners
+from pytest_pgleak.item_checks import CHECK, ItemCheck
+from pytest_pgleak.owners import Owner
+from pytest_pgleak.reporting import LeaksFound, reported
+from pytest_pgleak.settings import MarkerSettings, SettingError, read_marker
+from pytest_pgleak.settling import settle
+from pytest_pgleak.state import State
+from pytest_pgleak.verdicts import Verdicts
+
+_ENTRIES: Final = pytest.StashKey[list[dict[str, Any]]]()
+_SECTION: Final = pytest.StashKey[str]()
+_CALL_OWNER: Final = pytest.StashKey[Owner]()
+
+
+class Session:
+    """Goes through a session.
+
+    Args:
+        config: pytest's config.
+    """
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.state = State(config)
+        self.fixtures = FixtureOwners(self.state.ownership)
+        self._config = config
+        self._checked = 0
+        self._needs_server = False
+
+    def collected(self, items: Sequence[pytest.Item]) -> None:
+        """Some of the collected tests are selected."""
+        self._checked = sum(self._is_checked(item) for item in items)
+        self._needs_server = any("pgleak_postgres" in getattr(item, "fixturenames", ()) for item in items)
+
+    def header(self, items: Sequence[pytest.Item]) -> list[str]:
+        """Say what is checked and on which server."""
+        if not self._checked:
+            return []
+        mode = "" if self.state.settings.mode == "fail" else f" (mode {self.state.settings.mode})"
+        return [f"pgleak: {self._checked} of {len(items)} tests checked{mode}; server: {self._server()}"]
+
+    def begin_item(self, item: pytest.Item, is_selected: bool) -> None:
+        """A test starts. Fails it where its marker cannot be meant."""
+        __tracebackhide__ = True
+        if not is_selected or self.state.settings.mode == "off":
+            return
+        item.stash[CHECK] = ItemCheck(self.state, self.fixtures, item, self._marker(item))
+
+    @contextmanager
+    def call_phase(self, item: pytest.Item) -> Iterator[None]:
+        """Around the test function: checkpoint 1."""
+        __tracebackhide__ = True
+        check = item.stash.get(CHECK, None)
+        if check is None:
+            with self._unchecked_call(item):
+                yield
+            return
+        self._guarded(item, check.begin_call)
+        failed = True
+        try:
+            yield
+            failed = False
+        finally:
+            verdicts = self._guarded(item, check.end_call) or Verdicts()
+            self.state.checking = False
+            self._conclude(item, check, verdicts, failed)
+
+    @contextmanager
+    def teardown_phase(self, item: pytest.Item) -> Iterator[None]:
+        """Around the finalizers: checkpoint 2, for fixtures of any scope that ended here."""
+        __tracebackhide__ = True
+        check = item.stash.get(CHECK, None)
+        self.state.checking = check is not None
+        failed = True
+        try:
+            yield
+            failed = False
+        finally:
+            ended = self.state.ownership.take_ended()
+            try:
+                self._end_teardown(item, check, ended, failed)
+            finally:
+                self.state.checking = False
+                for owner in ended:
+                    self.state.ledger.forget_owner(owner.serial)
+                    self.fixtures.forget(owner)
+                self._run(self.state.after_teardown)
+
+    def complete_report(self, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
+        """Give a phase's report its colours, its section and its entries for the summary."""
+        if call.excinfo is not None and isinstance(call.excinfo.value, LeaksFound) and report.failed:
+            report.longrepr = call.excinfo.value.representation()
+        if section := item.stash.get(_SECTION, ""):
+            report.sections.append(("pgleak also found", section))
+            item.stash[_SECTION] = ""
+        if entries := item.stash.get(_ENTRIES, []):
+            report.pgleak = entries  # type: ignore[attr-defined]  # travels with the report, through xdist too
+            item.stash[_ENTRIES] = []
+
+    def finish(self) -> tuple[list[dict[str, Any]], list[str]]:
+        """Checkpoint 3: what the session itself left. Then everything is put back.
+
+        Returns:
+            Entries for the summary, and what else the user must be told.
+        """
+        entries: list[dict[str, Any]] = []
+        try:
+            entries = self._judge_session()
+        except Exception:  # noqa: BLE001 - a fault of the plugin is reported as one
+            self.state.fault("the end of the session")
+        self._note_complaints()
+        self._run(self.state.after_session)
+        return entries, list(self.state.notes)
+
+    def close(self) -> None:
+        """Put everything back as it was."""
+        self._run(self.state.after_session)
+        self.state.close()
+
+    def _judge_session(self) -> list[dict[str, Any]]:
+        if not self._checked:
+            return []
+        state = self.state
+        session = frozenset({state.ownership.session.serial})
+        checkpoint = Checkpoint(Question(state.ownership.session, session, session), state.settings.grace)
+        findings = settle(state.judge.settling(checkpoint))
+        # Opened at import or collection: it lives as long as the process, which is often what is wanted.
+        verdicts = state.verdict.sort(findings, None, most="warn")
+        if verdicts.all:
+            state.config.hook.pytest_pgleak_findings(item=None, findings=verdicts.all)
+        return [reported(finding, "", False, state.config.rootpath).as_dict() for finding in verdicts.warning]
+
+    def _note_complaints(self) -> None:
+        for complaint in self.state.observers.complaints:
+            self.state.note(f"the server could not be observed, the ledger judged alone: {complaint}")
+        if self._checked:
+            for rule in self.state.verdict.unused_rules:
+                self.state.note(f"pgleak_ignore: no finding matched `{rule.text}`: remove the line if it is fixed")
+
+    def _end_teardown(
+        self, item: pytest.Item, check: ItemCheck | None, ended: tuple[Owner, ...], failed: bool
+    ) -> None:
+        __tracebackhide__ = True
+        if check is None and any(self.fixtures.is_watched(owner) for owner in ended):
+            # A fixture that checked tests have used ends with one that is not checked.
+            check = ItemCheck(self.state, self.fixtures, item, MarkerSettings())
+        if check is not None:
+            verdicts = self._guarded(item, lambda: check.end_teardown(ended)) or Verdicts()
+            self._conclude(item, check, verdicts, failed)
+
+    def _conclude(self, item: pytest.Item, check: ItemCheck, verdicts: Verdicts, failed: bool) -> None:
+        __tracebackhide__ = True
+        if not verdicts.all:
+            return
+        item.stash[_ENTRIES] = item.stash.get(_ENTRIES, []) + check.entries(verdicts)
+        if failed:
+            item.stash[_SECTION] = check.section(verdicts)
+        elif verdicts.failing:
+            raise check.failure(verdicts)
+
+    @contextmanager
+    def _unchecked_call(self, item: pytest.Item) -> Iterator[None]:
+        # What an unchecked test opens is its own, neither the session's nor the next test's.
+        owner = self.state.ownership.begin("call", item.nodeid)
+        self.state.ownership.push(owner)
+        try:
+            yield
+        finally:
+            self.state.ownership.pop(owner)
+            self.state.ownership.end(owner)
+
+    def _guarded(self, item: pytest.Item, step: Callable[[], Any]) -> Any:
+        try:
+            return step()
+        except Exception:  # noqa: BLE001 - a fault of the plugin is reported as one, it is no failure of the test
+            self.state.fault(f"the check of {item.nodeid}")
+            return None
+
+    def _run(self, callbacks: list[Callable[[], None]]) -> None:
+        while callbacks:
+            try:
+                callbacks.pop(0)()
+            except Exception as error:  # noqa: BLE001 - the others must run all the same
+                self.state.note(f"could not clean up: {error}")
+
+    def _marker(self, item: pytest.Item) -> MarkerSettings:
+        __tracebackhide__ = True
+        mark = item.get_closest_marker("pgleak")
+        if mark is None:
+            return MarkerSettings()
+        try:
+            return read_marker(mark.args, mark.kwargs)
+        except SettingError as error:
+            filename, lineno, name = item.location
+            line = "" if lineno is None else f":{lineno + 1}"
+            pytest.fail(f"{Path(filename).as_posix()}{line} ({name}): {error}", pytrace=False)
+
+    def _is_checked(self, item: pytest.Item) -> bool:
+        return self.state.settings.select == "all" or item.get_closest_marker("pgleak") is not None
+
+    def _server(self) -> str:
+        from pytest_pgleak.postgres import server_plan  # noqa: PLC0415 - only for the header
+        from pytest_pgleak.servers import ServerError  # noqa: PLC0415
+
+        if not self._needs_server:
+            return "the application's own"
+        try:
+            return server_plan(self.state.settings).description
+        except ServerError:
+            return "none could be found (see the errors)"

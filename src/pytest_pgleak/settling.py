@@ -1,0 +1,79 @@
+"""Settle, then judge: look at once, and where something is there look again with growing pauses.
+
+A backend is still in ``pg_stat_activity`` for up to 22 ms after an honest ``close()``, a pool takes a connection back in
+a worker when it has a ``reset``, and a background task may be about to finish. What heals while one waits is no
+finding.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Generator
+from typing import Final
+
+from pytest_pgleak.findings import Finding
+
+Findings = tuple[Finding, ...]
+
+_FIRST_PAUSE: Final = 0.0005
+_LONGEST_PAUSE: Final = 0.05
+_MOST_LOOKS: Final = 60
+_COLLECT_AFTER: Final = 3
+"""Looks before the garbage collector runs: what only a reference cycle holds is dropped, not still open."""
+
+
+def settling(look: Callable[[], Findings], grace: float) -> Generator[float, None, Findings]:
+    """Yield the pauses to make between looks; return what was still there in the end.
+
+    A generator, so that it can be driven with ``time.sleep`` and with ``await asyncio.sleep`` alike.
+
+    Args:
+        look: Judges once.
+        grace: Longest time to wait in all, seconds.
+
+    Yields:
+        Seconds to wait.
+
+    Returns:
+        The findings that did not go away.
+    """
+    findings = look()
+    pause = _FIRST_PAUSE
+    give_up_at = time.monotonic() + grace
+    for number in range(_MOST_LOOKS):
+        if not any(finding.can_heal for finding in findings):
+            break
+        if number == _COLLECT_AFTER:
+            gc.collect()
+        elif (left := give_up_at - time.monotonic()) <= 0:
+            break
+        else:
+            yield min(pause, left)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+        findings = look()
+    return findings
+
+
+def settle(pauses: Generator[float, None, Findings]) -> Findings:
+    """Drive `settling` outside of an event loop."""
+    while True:
+        try:
+            pause = next(pauses)
+        except StopIteration as done:
+            findings: Findings = done.value
+            return findings
+        time.sleep(pause)
+
+
+async def settle_async(pauses: Generator[float, None, Findings]) -> Findings:
+    """Drive `settling` inside the event loop of the test, so that its tasks can finish meanwhile."""
+    import anyio  # noqa: PLC0415 - an async test has imported its event loop already; a sync one never needs this
+
+    while True:
+        try:
+            pause = next(pauses)
+        except StopIteration as done:
+            findings: Findings = done.value
+            return findings
+        await anyio.sleep(pause)

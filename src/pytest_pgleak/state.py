@@ -1,0 +1,119 @@
+"""Everything that lives as long as the session; kept in ``config.stash``, made when first needed."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import traceback
+from collections.abc import Callable
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from pytest_pgleak.activity import Backend
+from pytest_pgleak.asgi import AsgiTracking
+from pytest_pgleak.checkpoints import Judge
+from pytest_pgleak.events import ConnectionFacts
+from pytest_pgleak.healing import Healer
+from pytest_pgleak.ledger import Ledger
+from pytest_pgleak.observers import Observers
+from pytest_pgleak.ownership import Ownership
+from pytest_pgleak.reporting import Reported
+from pytest_pgleak.settings import Settings
+from pytest_pgleak.tracking import Tracker
+from pytest_pgleak.verdicts import Verdict
+
+if TYPE_CHECKING:
+    from pytest_pgleak.patching import Patch, Patches
+
+STATE: Final = pytest.StashKey["State"]()
+
+
+class State:
+    """The owners of everything mutable, joined up.
+
+    Args:
+        config: pytest's config.
+    """
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        # The defaults, until pytest has read its command line: a conftest.py may import psycopg before that.
+        self.settings = Settings()
+        self.ownership = Ownership()
+        self.ledger = Ledger()
+        self.observers = Observers()
+        self.tracker = Tracker(self.ledger.record, self.ownership, self._witness)
+        self.requests = itertools.count(1)
+        self.asgi = AsgiTracking(self.ownership, lambda: next(self.requests))
+        self.judge = Judge(self.ledger, self.observers, lambda: self.watched_databases)
+        self.healer = Healer(self.observers, self.may_terminate)
+        self.verdict = Verdict(lambda: self.settings, config.hook.pytest_pgleak_ignore, config.rootpath)
+        self.reported: list[Reported] = []
+        self.notes: list[str] = []
+        self.checking = False
+        self.own_databases: set[str] = set()
+        self.watched_databases: set[tuple[tuple[str, str], str]] = set()
+        self.after_teardown: list[Callable[[], None]] = []
+        self.after_session: list[Callable[[], None]] = []
+        self._patches: list[Patch | Patches] = []
+
+    def psycopg_imported(self, psycopg: ModuleType) -> None:
+        """Start to watch connections."""
+        from pytest_pgleak.psycopg_internals import connection_patches  # noqa: PLC0415 - only with psycopg
+
+        self._patch(lambda: connection_patches(psycopg, self.tracker), psycopg)
+
+    def psycopg_pool_imported(self, psycopg_pool: ModuleType) -> None:
+        """Start to watch pools."""
+        from pytest_pgleak.psycopg_internals import pool_patches  # noqa: PLC0415 - only with psycopg_pool
+
+        self._patch(lambda: pool_patches(psycopg_pool, self.tracker), psycopg_pool)
+
+    def starlette_imported(self, applications: ModuleType) -> None:
+        """Start to follow requests."""
+        self._patch(lambda: self.asgi.starlette_patch(applications), applications)
+
+    def may_terminate(self, facts: ConnectionFacts) -> bool:
+        """Tell whether the plugin may end the backend of a connection."""
+        return self.settings.terminate or facts.dbname in self.own_databases
+
+    def note(self, text: str) -> None:
+        """Keep something that the user must be told at the end of the session, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def fault(self, where: str) -> None:
+        """Report an exception inside the plugin as the plugin's own, with its traceback."""
+        self.note(
+            f"internal error of pytest-pgleak in {where}; the test was not checked. Please report it:\n"
+            + traceback.format_exc()
+        )
+
+    def close(self) -> None:
+        """Put everything back as it was."""
+        for patch in reversed(self._patches):
+            patch.off()
+        self._patches.clear()
+        self.observers.close()
+
+    def _patch(self, make: Callable[[], Patch | Patches], module: ModuleType) -> None:
+        try:
+            patch = make()
+            patch.on()
+        except AttributeError as error:
+            version = getattr(module, "__version__", "of unknown version")
+            self.note(
+                f"{module.__name__} {version} looks different from the versions that pytest-pgleak knows ({error});"
+                " it is not watched, and leaks through it are not found. Upgrade pytest-pgleak, or pin"
+                f" {module.__name__.partition('.')[0]} to a version that it was tested with."
+            )
+            return
+        self._patches.append(patch)
+
+    def _witness(self, facts: ConnectionFacts, connection: Any) -> Backend | None:
+        # Unchecked tests must not pay for a look that nobody will read.
+        if not self.checking or sys.is_finalizing():
+            return None
+        return self.observers.witness(facts, connection)

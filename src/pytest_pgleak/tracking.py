@@ -1,0 +1,139 @@
+"""From living objects to events: gives each connection and pool a number and writes down what happens to it."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from pytest_pgleak.activity import Backend
+from pytest_pgleak.events import ConnectionFacts, Event, EventKind, Moment, PoolFacts
+from pytest_pgleak.frames import capture
+from pytest_pgleak.ownership import Ownership
+from pytest_pgleak.tasks import current_task
+
+_INSIDE = 3
+"""Frames between the watched call and `capture`: the wrapper, the tracker's method, `_moment`."""
+
+
+class Tracker:
+    """Turns what the patched libraries tell it into events. Holds no strong reference to what it is told about.
+
+    Args:
+        record: Takes each event.
+        ownership: Says on whose account things happen.
+        witness: Looks at the server's row of a connection that the garbage collector is about to close.
+    """
+
+    def __init__(
+        self,
+        record: Callable[[Event], None],
+        ownership: Ownership,
+        witness: Callable[[ConnectionFacts, Any], Backend | None],
+    ) -> None:
+        self._record = record
+        self._ownership = ownership
+        self._witness = witness
+        self._serials = itertools.count(1)
+        # By id(); the weak reference guards against an id that is used again.
+        self._known: dict[int, tuple[weakref.ref[Any], int]] = {}
+        self._facts: dict[int, ConnectionFacts] = {}
+
+    def connection_opened(self, connection: Any, facts: Callable[[weakref.ref[Any]], ConnectionFacts], pool: Any) -> None:
+        """A connection object came to be, its socket open.
+
+        Args:
+            connection: The connection.
+            facts: Reads what is to be known of it, given the weak reference to keep.
+            pool: The pool that is opening it, or None.
+        """
+        serial = next(self._serials)
+        reference = weakref.ref(connection, partial(self._gone, id(connection), EventKind.CONNECTION_GONE))
+        self._known[id(connection)] = (reference, serial)
+        known = self._facts[serial] = facts(reference)
+        pool_serial = None if pool is None else self._serial_of_pool(pool)
+        self._record(
+            Event(EventKind.CONNECTION_OPENED, serial, self._moment(), pool=pool_serial, connection=known)
+        )
+
+    def connection_closed(self, connection: Any) -> None:
+        """``close()`` has closed a connection."""
+        if (serial := self._serial(connection)) is not None:
+            self._record(Event(EventKind.CONNECTION_CLOSED, serial))
+
+    def connection_finalizing(self, connection: Any, transaction_status: str, is_idle_in_pool: bool) -> None:
+        """The garbage collector is about to close a connection that nobody closed."""
+        if (serial := self._serial(connection)) is None or sys.is_finalizing():
+            return
+        backend = None
+        if not is_idle_in_pool and (facts := self._facts.get(serial)) is not None:
+            backend = self._witness(facts, connection)
+        self._record(
+            Event(
+                EventKind.CONNECTION_FINALIZED,
+                serial,
+                transaction_status=transaction_status,
+                backend=backend,
+                after_response=self._after_response(),
+            )
+        )
+
+    def checked_out(self, pool: Any, connection: Any) -> None:
+        """A connection was handed out by a pool."""
+        if (serial := self._serial(connection)) is not None:
+            pool_serial = self._serial_of_pool(pool)
+            self._record(Event(EventKind.CHECKED_OUT, serial, self._moment(), pool=pool_serial))
+
+    def returned(self, connection: Any) -> None:
+        """A connection is being given back to its pool."""
+        if (serial := self._serial(connection)) is not None:
+            self._record(Event(EventKind.RETURNED, serial))
+
+    def pool_opened(self, pool: Any, facts: Callable[[weakref.ref[Any]], PoolFacts]) -> None:
+        """A pool was opened."""
+        serial = self._serial_of_pool(pool)
+        reference = self._known[id(pool)][0]
+        self._record(Event(EventKind.POOL_OPENED, serial, self._moment(), opened_pool=facts(reference)))
+
+    def pool_closed(self, pool: Any) -> None:
+        """A pool was closed."""
+        if (serial := self._serial(pool)) is not None:
+            self._record(Event(EventKind.POOL_CLOSED, serial))
+
+    def _moment(self) -> Moment:
+        return Moment(
+            time.monotonic(),
+            self._ownership.current,
+            capture(_INSIDE + 1),
+            self._ownership.request,
+            threading.current_thread().name,
+            current_task(),
+        )
+
+    def _serial(self, living: Any) -> int | None:
+        known = self._known.get(id(living))
+        return known[1] if known is not None and known[0]() is living else None
+
+    def _serial_of_pool(self, pool: Any) -> int:
+        if (serial := self._serial(pool)) is None:
+            serial = next(self._serials)
+            reference = weakref.ref(pool, partial(self._gone, id(pool), EventKind.POOL_GONE))
+            self._known[id(pool)] = (reference, serial)
+        return serial
+
+    def _gone(self, identity: int, kind: EventKind, reference: weakref.ref[Any]) -> None:
+        known = self._known.get(identity)
+        if known is None or known[0] is not reference:
+            return
+        del self._known[identity]
+        self._facts.pop(known[1], None)
+        self._record(Event(kind, known[1], after_response=self._after_response()))
+
+    def _after_response(self) -> bool | None:
+        request = self._ownership.request
+        return None if request is None else request.status is not None

@@ -1,0 +1,88 @@
+"""What becomes of a finding: it fails the test, it is a warning, it was allowed or ignored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_pgleak.findings import Finding
+from pytest_pgleak.ignore_rules import IgnoreRule
+from pytest_pgleak.kinds import Level
+from pytest_pgleak.settings import Settings
+
+if TYPE_CHECKING:
+    import pytest
+
+
+@dataclass(frozen=True, slots=True)
+class Verdicts:
+    """The findings of one checkpoint, sorted.
+
+    Attributes:
+        failing: They fail the test.
+        warning: They are only told.
+    """
+
+    failing: tuple[Finding, ...] = ()
+    warning: tuple[Finding, ...] = ()
+
+    @property
+    def all(self) -> tuple[Finding, ...]:
+        """Everything that is told."""
+        return self.failing + self.warning
+
+
+class Verdict:
+    """Applies levels, ``allow`` and the ignore hook.
+
+    Args:
+        settings: Returns the session's settings.
+        hook: pytest's hook relay.
+        root: pytest's root directory.
+    """
+
+    def __init__(self, settings: Callable[[], Settings], hook: Any, root: Path) -> None:
+        self._settings = settings
+        self._hook = hook
+        self._root = root
+        self._used: set[IgnoreRule] = set()
+
+    @property
+    def unused_rules(self) -> tuple[IgnoreRule, ...]:
+        """Rules of ``pgleak_ignore`` that no finding has matched so far."""
+        return tuple(rule for rule in self._settings().ignore if rule not in self._used)
+
+    def sort(
+        self,
+        findings: Iterable[Finding],
+        item: pytest.Item | None,
+        allow: frozenset[str] = frozenset(),
+        most: Level = "fail",
+    ) -> Verdicts:
+        """Sort the findings of a checkpoint.
+
+        Args:
+            findings: What was found.
+            item: The test; None at the end of the session.
+            allow: Kinds that the marker allows.
+            most: The most serious level that is possible here.
+        """
+        failing: list[Finding] = []
+        warning: list[Finding] = []
+        for finding in findings:
+            level = self._settings().level(finding.kind)
+            if level == "off" or finding.kind in allow or self._hook(finding=finding, item=item):
+                continue
+            fails = level == "fail" and most == "fail" and self._settings().mode == "fail"
+            (failing if fails else warning).append(finding)
+        return Verdicts(tuple(failing), tuple(warning))
+
+    def matches_a_rule(self, finding: Finding) -> bool:
+        """Tell whether ``pgleak_ignore`` names a finding."""
+        for rule in self._settings().ignore:
+            if rule.matches(finding, self._root):
+                self._used.add(rule)
+                return True
+        return False
