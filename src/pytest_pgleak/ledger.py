@@ -165,7 +165,7 @@ class Ledger:
             self._forget_if_over(event.subject, record)
 
     def _fold_connection_finalized(self, event: Event) -> None:
-        if (record := self._connections.get(event.subject)) is not None and record.ending is Ending.OPEN:
+        if (record := self._connections.get(event.subject)) is not None and record.ending is not Ending.CLOSED:
             record.transaction_status = event.transaction_status
             record.backend = event.backend
             record.after_response = event.after_response
@@ -174,9 +174,7 @@ class Ledger:
         if (record := self._connections.get(event.subject)) is None:
             return
         if record.ending is Ending.OPEN:
-            # A connection that broke was closed by libpq, not by the garbage collector.
-            broken = event.transaction_status == "UNKNOWN"
-            record.ending = Ending.CLOSED if broken else Ending.DROPPED
+            record.ending = Ending.DROPPED
         if record.after_response is None:
             record.after_response = event.after_response
         self._forget_if_over(event.subject, record)

@@ -103,9 +103,10 @@ def _wrap_connection_del(tracker: Tracker, original: Method) -> Method:
     @functools.wraps(original)
     def __del__(self: Any) -> None:
         try:
-            if hasattr(self, "pgconn") and not self.closed:
+            if hasattr(self, "pgconn"):
                 idle_in_pool = hasattr(self, "_pool") and self._pool is None
-                tracker.connection_finalizing(self, self.info.transaction_status.name, idle_in_pool)
+                status = self.info.transaction_status.name
+                tracker.connection_finalizing(self, status, self.closed, idle_in_pool)
         finally:
             original(self)
 

@@ -43,6 +43,10 @@ class Tracker:
         # By id(); the weak reference guards against an id that is used again.
         self._known: dict[int, tuple[weakref.ref[Any], int]] = {}
         self._facts: dict[int, ConnectionFacts] = {}
+        # In a reference cycle the weak reference is cleared before __del__ runs, otherwise after it (CPython,
+        # InternalDocs/garbage_collector.md): who comes second finds here what the first one knew.
+        self._dying: dict[int, tuple[int, ConnectionFacts | None]] = {}
+        self._finalized: set[int] = set()
 
     def connection_opened(self, connection: Any, facts: Callable[[weakref.ref[Any]], ConnectionFacts], pool: Any) -> None:
         """A connection object came to be, its socket open.
@@ -55,6 +59,7 @@ class Tracker:
         serial = next(self._serials)
         reference = weakref.ref(connection, partial(self._gone, id(connection), EventKind.CONNECTION_GONE))
         self._known[id(connection)] = (reference, serial)
+        self._dying.pop(id(connection), None)
         known = self._facts[serial] = facts(reference)
         pool_serial = None if pool is None else self._serial_of_pool(pool)
         self._record(
@@ -66,13 +71,20 @@ class Tracker:
         if (serial := self._serial(connection)) is not None:
             self._record(Event(EventKind.CONNECTION_CLOSED, serial))
 
-    def connection_finalizing(self, connection: Any, transaction_status: str, is_idle_in_pool: bool) -> None:
-        """The garbage collector is about to close a connection that nobody closed."""
-        if (serial := self._serial(connection)) is None or sys.is_finalizing():
+    def connection_finalizing(
+        self, connection: Any, transaction_status: str, is_closed: bool, is_idle_in_pool: bool
+    ) -> None:
+        """The garbage collector is about to free a connection."""
+        if sys.is_finalizing():
             return
-        backend = None
-        if not is_idle_in_pool and (facts := self._facts.get(serial)) is not None:
-            backend = self._witness(facts, connection)
+        serial, facts = self._serial_of_dying(connection)
+        if serial is None:
+            return
+        if is_closed:
+            # By close(), or by libpq because it broke: not by the garbage collector.
+            self._record(Event(EventKind.CONNECTION_CLOSED, serial))
+            return
+        backend = None if is_idle_in_pool or facts is None else self._witness(facts, connection)
         self._record(
             Event(
                 EventKind.CONNECTION_FINALIZED,
@@ -126,12 +138,22 @@ class Tracker:
             self._known[id(pool)] = (reference, serial)
         return serial
 
+    def _serial_of_dying(self, connection: Any) -> tuple[int | None, ConnectionFacts | None]:
+        if (serial := self._serial(connection)) is not None:
+            self._finalized.add(id(connection))
+            return serial, self._facts.get(serial)
+        return self._dying.pop(id(connection), (None, None))
+
     def _gone(self, identity: int, kind: EventKind, reference: weakref.ref[Any]) -> None:
         known = self._known.get(identity)
         if known is None or known[0] is not reference:
             return
         del self._known[identity]
-        self._facts.pop(known[1], None)
+        facts = self._facts.pop(known[1], None)
+        if identity in self._finalized:
+            self._finalized.discard(identity)
+        elif facts is not None:
+            self._dying[identity] = (known[1], facts)
         self._record(Event(kind, known[1], after_response=self._after_response()))
 
     def _after_response(self) -> bool | None:

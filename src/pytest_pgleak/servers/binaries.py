@@ -142,7 +142,7 @@ def _system_directories() -> list[Path]:
     directories = []
     if on_path := shutil.which("postgres"):
         # Resolved, because a distribution may link postgres alone into /usr/bin, and initdb lies beside the original.
-        directories += [Path(on_path).parent, Path(on_path).resolve().parent]
+        directories += [Path(on_path).resolve().parent, Path(on_path).parent]
     if (pg_config := shutil.which("pg_config")) and (answer := _output([pg_config, "--bindir"]).strip()):
         directories.append(Path(answer))
     packaged = [Path(found) for pattern in _SYSTEM_PATTERNS for found in _glob(pattern)]
@@ -161,7 +161,13 @@ def _version_in_path(path: Path) -> tuple[int, ...]:
 def _output(command: list[str]) -> str:
     try:
         done = subprocess.run(  # noqa: S603 - the command is a program that was found above, not user text
-            command, capture_output=True, text=True, check=False, timeout=10, env=environment(), stdin=subprocess.DEVNULL
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=10,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
         )
     except (OSError, subprocess.SubprocessError):
         return ""

@@ -10,7 +10,7 @@ from pytest_pgleak.servers.conninfo import redacted
 from pytest_pgleak.servers.values import ServerError
 
 if TYPE_CHECKING:
-    from psycopg.abc import PGconn
+    from psycopg.pq.abc import PGconn
 
 __all__ = ["create_database", "drop_database", "redacted", "with_dbname"]
 
@@ -96,11 +96,13 @@ def _wait_until_unused(conn: PGconn, database: str) -> bool:
     waited = False
     while True:
         rows = libpq.execute(
-            conn, "SELECT coalesce(sum(pg_stat_get_db_numbackends(oid)), 0) FROM pg_database WHERE datname = $1", database
+            conn,
+            "SELECT coalesce(sum(pg_stat_get_db_numbackends(oid)), 0) FROM pg_database WHERE datname = $1",
+            database,
         )
         if rows[0][0] == "0":
             if waited:
-                # A backend vanishes from the statistics a few microseconds before it leaves the list that DROP looks at.
+                # A backend leaves the statistics a few microseconds before the list that DROP looks at.
                 time.sleep(_POLL)
             return True
         if time.monotonic() > deadline:

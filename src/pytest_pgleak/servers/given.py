@@ -8,7 +8,7 @@ from pytest_pgleak.servers import conninfo, libpq
 from pytest_pgleak.servers.values import Plan, RunningServer, ServerError
 
 if TYPE_CHECKING:
-    from psycopg.abc import PGconn
+    from psycopg.pq.abc import PGconn
 
     from pytest_pgleak.servers.values import ServerRequest
 
@@ -45,8 +45,8 @@ def _check_syntax(request: ServerRequest, dsn: str) -> None:
         raise ServerError(
             f"{request.dsn_option} is no connection string that libpq understands{detail}.\n"
             "Write postgresql://user@host:5432/dbname or 'host=... port=5432 user=... dbname=...'. In a URI the\n"
-            "characters @ : / ? # % of a password are percent-encoded (%40 for @); in the other form a value with spaces\n"
-            "stands in single quotes. The parameters are listed at\n"
+            "characters @ : / ? # % of a password are percent-encoded (%40 for @); in the other form a value with\n"
+            "spaces stands in single quotes. The parameters are listed at\n"
             "https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS"
         ) from None
 
@@ -63,7 +63,7 @@ def _refusal(conn: PGconn, request: ServerRequest, dsn: str) -> str:
     else:
         what = f"Cannot connect to the server of {request.dsn_option} ({shown})"
         remedy = (
-            f"Start that server, correct {request.dsn_option}, or leave the choice to pgleak (--pgleak-server=embedded,\n"
-            "local or docker)."
+            f"Start that server, correct {request.dsn_option}, or leave the choice to pgleak \n"
+            "(--pgleak-server=embedded, local or docker)."
         )
     return f"{what}:\n{text}\n{remedy}"

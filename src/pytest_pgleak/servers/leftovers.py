@@ -20,7 +20,7 @@ _POLL = 0.005
 def remove(run_dir: Path) -> None:
     """Stop the server in `run_dir`, if one still runs there, and delete the directory.
 
-    The caller holds the directory's lock exclusively. A server that does not stop keeps its directory.
+    The caller has made sure that nobody uses it. A server that does not stop keeps its directory.
     """
     data = run_dir / DATA
     if (pid := _postmaster(data)) is not None:
@@ -28,7 +28,7 @@ def remove(run_dir: Path) -> None:
         os.kill(pid, signal.SIGQUIT)
         if not _gone(data, pid):
             return
-    shutil.rmtree(run_dir, ignore_errors=True)
+    shutil.rmtree(run_dir, ignore_errors=True)  # by descriptors: no link in it leads out of it
 
 
 def _postmaster(data: Path) -> int | None:

@@ -16,7 +16,7 @@ from pytest_pgleak.servers.values import ServerError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from psycopg.abc import PGconn
+    from psycopg.pq.abc import PGconn
 
 _CONNECT_TIMEOUT = 5  # seconds, per host
 
@@ -60,8 +60,6 @@ def connected(dsn: str) -> Iterator[PGconn]:
 def connect(dsn: str) -> PGconn:
     """A connection attempt; whether it succeeded is in its status. The caller finishes it."""
     conn: PGconn = pq().PGconn.connect(dsn.encode())
-    # Without this, libpq writes the server's notices to stderr.
-    conn.notice_handler = lambda _: None
     return conn
 
 
@@ -81,12 +79,12 @@ def with_timeout(dsn: str) -> str:
 
 def reason(conn: PGconn, dsn: str) -> str:
     """Why the connection failed, in libpq's words, without a password should it occur in them."""
-    text = conn.error_message.decode(errors="replace")
+    text = conn.error_message.decode(errors="replace").strip()
     try:
         password = conninfo.parse(dsn).get("password")
     except ValueError:
         return "(the reason is withheld: it might quote the password)"
-    return text.strip().replace(password, "***") if password else text.strip()
+    return text.replace(password, "***") if password else text
 
 
 def version(conn: PGconn) -> str:
@@ -107,7 +105,10 @@ def execute(conn: PGconn, query: str, *parameters: str) -> list[list[str | None]
     if result.status not in (enums.ExecStatus.COMMAND_OK, enums.ExecStatus.TUPLES_OK):
         raise ServerError(result.error_message.decode(errors="replace").strip())
     return [
-        [None if (value := result.get_value(row, column)) is None else value.decode() for column in range(result.nfields)]
+        [
+            None if (value := result.get_value(row, column)) is None else value.decode()
+            for column in range(result.nfields)
+        ]
         for row in range(result.ntuples)
     ]
 

@@ -46,3 +46,39 @@ def start_owned(plan: Plan) -> RunningServer:
         raise
     description = f"PostgreSQL {version} {plan.origin}"
     return RunningServer(dsn, version, plan.source, description, owned=True, _stop=supervisor.stop)
+
+
+def _supervise(plan: Plan, bindir: Path, leases: list[rundir.Lease], user: privilege.OsUser | None) -> Supervisor:
+    version = plan.version or binaries.version_of(bindir) or ""
+    data = leases[0].path / leftovers.DATA
+    initdb = cluster.initdb_command(bindir, data, version)
+    postgres = cluster.postgres_command(bindir, data, leases[-1].path, version)
+    return Supervisor(leases, user, initdb, postgres)
+
+
+def _await_ready(plan: Plan, supervisor: Supervisor, dsn: str) -> str:
+    """The server's version, as soon as it accepts a connection."""
+    ok = libpq.pq().ConnStatus.OK
+    deadline = time.monotonic() + _START_TIMEOUT
+    answer = "initdb has not finished"
+    while (left := deadline - time.monotonic()) > 0:
+        reports = supervisor.reports(_POLL if supervisor.started else left)
+        if reports and reports[-1] != "started":
+            raise ServerError(_failure(plan, ", ".join(reports), supervisor.log_tail()))
+        if not supervisor.started:
+            continue
+        conn = libpq.connect(dsn)
+        try:
+            if conn.status == ok:
+                return libpq.version(conn)
+            answer = libpq.reason(conn, dsn)
+        finally:
+            conn.finish()
+    raise ServerError(_failure(plan, f"not ready after {_START_TIMEOUT:.0f} s: {answer}", supervisor.log_tail()))
+
+
+def _failure(plan: Plan, what: str, log: str) -> str:
+    remedy = "Try another server: --pgleak-server=embedded, local or docker, or --pgleak-dsn=postgresql://..."
+    if "No space left on device" in log:
+        remedy = "Name a directory with 100 MB free in the environment variable PGLEAK_RUN_DIR."
+    return f"{plan.description} did not start ({what}). The end of its log:\n{log or '(empty)'}\n{remedy}"

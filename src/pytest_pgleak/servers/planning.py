@@ -83,9 +83,9 @@ def _plan_local(request: ServerRequest) -> Plan:
     if found := _system_plan(request):
         return found
     raise ServerError(
-        "--pgleak-server=local: no PostgreSQL server is installed where pgleak looks (PATH, pg_config --bindir and the\n"
-        "usual directories of packages). Install one (apt install postgresql) or name the directory that holds postgres\n"
-        "and initdb with --pgleak-bindir."
+        "--pgleak-server=local: no PostgreSQL server is installed where pgleak looks (PATH, pg_config --bindir and\n"
+        "the usual directories of packages). Install one (apt install postgresql) or name the directory that holds\n"
+        "postgres and initdb with --pgleak-bindir."
     )
 
 

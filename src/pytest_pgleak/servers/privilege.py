@@ -8,10 +8,13 @@ import pwd
 import stat
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pytest_pgleak.servers.binaries import environment
 from pytest_pgleak.servers.values import ServerError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _VARIABLE = "PGLEAK_OS_USER"
 
@@ -84,7 +87,7 @@ def can_run(program: Path, user: OsUser) -> bool:
         # EPERM comes from setuid and setgroups, EACCES from the program's path.
         if error.errno == errno.EPERM:
             raise ServerError(
-                f"pytest runs as root but may not become the user {user.name!r} (is CAP_SETUID or CAP_SETGID dropped?).\n"
+                f"pytest runs as root but may not become the user {user.name!r} (CAP_SETUID or CAP_SETGID dropped?).\n"
                 "PostgreSQL refuses to run as root: run pytest as an unprivileged user, or use --pgleak-dsn."
             ) from None
         return False
@@ -93,15 +96,10 @@ def can_run(program: Path, user: OsUser) -> bool:
 
 def can_enter(directory: Path, user: OsUser) -> bool:
     """Whether `user` may traverse `directory` and all above it, by their mode bits."""
-    return all(_may(path, user, stat.S_IXUSR) for path in (directory, *directory.parents))
+    return all(_may_enter(path, user) for path in (directory, *directory.parents))
 
 
-def can_create_in(directory: Path, user: OsUser) -> bool:
-    """Whether `user` may traverse to `directory` and write in it, by the mode bits."""
-    return can_enter(directory, user) and _may(directory, user, stat.S_IWUSR)
-
-
-def _may(path: Path, user: OsUser, owner_bit: int) -> bool:
-    info = path.stat()
-    shift = 0 if info.st_uid == user.uid else 3 if info.st_gid == user.gid else 6
-    return bool(info.st_mode & (owner_bit >> shift))
+def _may_enter(directory: Path, user: OsUser) -> bool:
+    info = directory.stat()
+    bit = stat.S_IXUSR if info.st_uid == user.uid else stat.S_IXGRP if info.st_gid == user.gid else stat.S_IXOTH
+    return bool(info.st_mode & bit)

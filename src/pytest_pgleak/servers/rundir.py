@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import stat
 import tempfile
 from contextlib import suppress
@@ -61,7 +60,9 @@ def choose_parent(user: privilege.OsUser | None) -> Path:
     if wanted := os.environ.get(_VARIABLE):
         parent = Path(wanted).absolute()
         if problem := _problem(parent, user):
-            raise ServerError(f"{_VARIABLE}={wanted}: {problem}.\nName a directory for the test server's data, or none.")
+            raise ServerError(
+                f"{_VARIABLE}={wanted}: {problem}.\nName a directory for the test server's data, or none."
+            )
         return parent
     temporary = Path(tempfile.gettempdir())
     candidates = [temporary, Path("/tmp"), Path("/var/tmp")]  # noqa: S108 - as above
@@ -120,8 +121,12 @@ def sweep(parent: Path, user: privilege.OsUser | None) -> None:
 
 
 def _sweep_one(path: Path) -> None:
-    # Not followed: the directory may belong to a user who is less than we are.
-    fd = os.open(path / leftovers.LOCK, os.O_RDWR | os.O_NOFOLLOW)
+    try:
+        # Not followed: the directory may belong to a user who is less than we are.
+        fd = os.open(path / leftovers.LOCK, os.O_RDWR | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        path.rmdir()  # emptied by its supervisor, who was not allowed to remove it from its parent
+        return
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         leftovers.remove(path)

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_pgleak.servers import leftovers
 from pytest_pgleak.servers.binaries import environment
 from pytest_pgleak.servers.values import ServerError
 
@@ -40,13 +41,15 @@ class Supervisor:
         self._stopping = threading.Lock()
         self._stopped = False
         self._reports = b""
+        self._ended = False
         # Opened before the directory's new owner can have put anything in its place, and read through this descriptor.
+        python = _python()
         self._log = os.open(leases[0].path / _LOG, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
         head = [str(user.uid), str(user.gid)] if user else ["-", "-"]
         directories = [str(lease.path) for lease in leases]
         # Started as ourselves, not as `user`: this Python may be out of their reach.
         self._process = subprocess.Popen(  # noqa: S603 - our own script
-            [_python(), "-I", "-S", str(_SCRIPT), *head, *directories, ";", *initdb, ";", *postgres],
+            [python, "-I", "-S", str(_SCRIPT), *head, *directories, ";", *initdb, ";", *postgres],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -55,16 +58,22 @@ class Supervisor:
             start_new_session=True,
         )
 
+    @property
+    def started(self) -> bool:
+        """Whether initdb has finished and postgres has been started."""
+        return b"started\n" in self._reports
+
     def reports(self, timeout: float) -> list[str]:
         """All that it has reported, after waiting up to `timeout` seconds for more; ``gone`` is last when it ended."""
         assert self._process.stdout is not None  # noqa: S101 - for the type checker: it is a pipe
         fd = self._process.stdout.fileno()
-        if select.select([fd], [], [], timeout)[0]:
+        # Not select(): it refuses descriptors from 1024 on, which a session that leaks may have reached.
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        if not self._ended and poll.poll(timeout * 1000):
             chunk = os.read(fd, 4096)
+            self._ended = not chunk
             self._reports += chunk or b"gone\n"
-            if not chunk:
-                # The pipe stays readable for ever: wait for no more of it.
-                time.sleep(0.001)
         return self._reports.decode().splitlines()
 
     def log_tail(self) -> str:
@@ -89,7 +98,25 @@ class Supervisor:
     def _await_end(self) -> None:
         deadline = time.monotonic() + _STOP_TIMEOUT
         # Its end of the pipe closes when it ends: sooner noticed than by Popen.wait(timeout), which polls.
-        while "gone" not in self.reports(max(0.0, deadline - time.monotonic())):
-            if time.monotonic() > deadline:
-                raise ServerError(f"The test server in {self._leases[0].path} did not stop within {_STOP_TIMEOUT:.0f} s.")
+        while not self._ended:
+            self.reports(max(0.0, deadline - time.monotonic()))
+            if not self._ended and time.monotonic() > deadline:
+                raise ServerError(
+                    f"The test server in {self._leases[0].path} did not stop within {_STOP_TIMEOUT:.0f} s."
+                )
         self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        os.close(self._log)
+        for lease in self._leases:
+            # It is still there if somebody killed the supervisor, or if only root may remove it from its parent.
+            leftovers.remove(lease.path)
+
+
+def _python() -> str:
+    if not sys.executable:
+        raise ServerError(
+            "This Python does not know its own executable (sys.executable is empty), which is needed to watch over\n"
+            "a test server. Use --pgleak-dsn or --pgleak-server=docker."
+        )
+    return sys.executable

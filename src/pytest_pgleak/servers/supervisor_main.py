@@ -3,8 +3,8 @@
     python -I -S supervisor_main.py UID GID RUN_DIR [OTHER_DIR...] ';' initdb ... ';' postgres ...
 
 It becomes UID (``-`` to stay), runs initdb, starts postgres and waits for the exclusive lock on RUN_DIR/alive.lock,
-which it gets when the last owner has let go of it or died. Then it stops postgres and removes the directories. It reports
-on its standard output, a line each: ``started``, ``exited PROGRAM CODE``.
+which it gets when the last owner has let go of it or died. Then it stops postgres and removes the directories. It
+reports on its standard output, a line each: ``started``, ``exited PROGRAM CODE``.
 
 Imports are few and come first: starting Python is on the way of every test session (17 ms of it with these), and after
 the change of user the standard library may be out of reach.
@@ -21,14 +21,14 @@ import sys
 try:
     import ctypes
 
-    _libc = ctypes.CDLL(None)
+    _libc: ctypes.CDLL | None = ctypes.CDLL(None)
 except (ImportError, OSError):
     _libc = None
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _OWNER_GONE = signal.SIGUSR1
-# Waited for or ignored. Blocked and not ignored, for a child would inherit that. A terminal's Ctrl-C or hang-up does not
-# come here anyway (own session); a SIGTERM for everybody ends pytest, and with it us.
+# Waited for or ignored. Blocked and not ignored, for a child would inherit that. A terminal's Ctrl-C or hang-up does
+# not come here anyway (own session); a SIGTERM for everybody ends pytest, and with it us.
 _BLOCKED = {signal.SIGCHLD, _OWNER_GONE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
@@ -46,7 +46,8 @@ def main(arguments: list[str]) -> None:
     finally:
         # The lock is held from here to the end: nobody else takes the directories for leftovers meanwhile.
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for directory in directories:
+        # The lock file after the data: interrupted in between, the rest is still recognised as a leftover.
+        for directory in (f"{directories[0]}/data", *directories):
             _remove(directory)
 
 
@@ -83,7 +84,7 @@ def _spawn(command: list[str]) -> int:
         return pid
     try:
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        if hasattr(_libc, "prctl"):
+        if _libc is not None and hasattr(_libc, "prctl"):
             _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGQUIT))
             if os.getppid() != supervisor:
                 os._exit(1)
@@ -122,7 +123,7 @@ def _await_owners(lock: int) -> None:
 
 
 def _report(line: str) -> None:
-    try:
+    try:  # noqa: SIM105 - contextlib is another import
         os.write(1, f"{line}\n".encode())
     except OSError:
         pass  # nobody is left to read it
@@ -136,8 +137,8 @@ def _remove(path: str) -> None:
                 if entry.is_dir(follow_symlinks=False):
                     _remove(entry.path)
                 else:
-                    os.unlink(entry.path)
-        os.rmdir(path)
+                    os.unlink(entry.path)  # noqa: PTH108 - pathlib is another import
+        os.rmdir(path)  # noqa: PTH106
     except OSError:
         pass  # the owner or the next sweep removes what is left
 

@@ -1,0 +1,26 @@
+"""One server for the whole suite; inner pytest runs get it with ``--pgleak-dsn``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from pytest_pgleak.servers import ServerRequest, plan, start
+
+pytest_plugins = ["pytester"]
+
+
+@pytest.fixture(scope="session")
+def server_dsn() -> Iterator[str]:
+    server = start(plan(ServerRequest(dsn=os.environ.get("PGLEAK_DSN"))))
+    yield server.dsn
+    server.stop()
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What the developer has set must not reach the inner runs.
+    for name in ("PGLEAK_DSN", "PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "GITHUB_ACTIONS"):
+        monkeypatch.delenv(name, raising=False)

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psycopg
+import pytest
+
+import pytest_pgleak
+from pytest_pgleak.servers import ServerError, ServerRequest, plan, start
+
+DEADLINE = 5.0  # seconds; what is expected takes milliseconds
+NOBODY = 65534
+
+
+def wait_until(condition, timeout=DEADLINE):
+    deadline = time.monotonic() + timeout
+    while not (result := condition()) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return result
+
+
+def processes_with(text):
+    """Command lines, by pid, of the processes that mention `text`."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            if entry.name.isdigit() and int(entry.name) != os.getpid():
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                if text in line:
+                    found[int(entry.name)] = line
+    return found
+
+
+def query(dsn, statement):
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        return conn.execute(statement).fetchone()[0]
+
+
+class RunDir:
+    """A PGLEAK_RUN_DIR of this test's own: all that its servers leave is seen here."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def entries(self):
+        return sorted(entry.name for entry in self.path.iterdir())
+
+    def traces(self):
+        return self.entries() + list(processes_with(str(self.path)).values())
+
+    def is_clean(self):
+        return wait_until(lambda: not self.traces())
+
+
+@pytest.fixture
+def run_dir(monkeypatch):
+    if not Path("/proc/self/cmdline").exists():
+        pytest.skip("needs /proc to see processes")
+    base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else "/tmp"
+    with tempfile.TemporaryDirectory(prefix="servers-test-", dir=base) as name:
+        path = Path(name)
+        path.chmod(0o1777)
+        monkeypatch.setenv("PGLEAK_RUN_DIR", name)
+        yield RunDir(path)
+
+
+def planned(server):
+    try:
+        return plan(ServerRequest(server=server))
+    except ServerError as error:
+        pytest.skip(str(error).splitlines()[0])
+
+
+@pytest.fixture(params=["embedded", "local"])
+def owned_plan(request):
+    return planned(request.param)
+
+
+@pytest.fixture(scope="session")
+def any_plan():
+    try:
+        return planned("embedded")
+    except pytest.skip.Exception:
+        return planned("local")
+
+
+@pytest.fixture(scope="session")
+def server(any_plan):
+    running = start(any_plan)
+    yield running
+    running.stop()
+
+
+@contextmanager
+def python(script, *, environment=None, **options):
+    """A Python process that runs `script` with this project and its dependencies importable."""
+    paths = {Path(pytest_pgleak.__file__).parents[1], Path(psycopg.__file__).parents[1]}
+    inherited = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "COVERAGE_PROCESS_START")}
+    env = {
+        **inherited,
+        "PYTHONPATH": os.pathsep.join(map(str, sorted(paths))),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        **(environment or {}),
+    }
+    executable = options.pop("executable", sys.executable)
+    process = subprocess.Popen(
+        [executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        env=env,
+        cwd="/",
+        **options,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="session")
+def nobodys_python():
+    """An interpreter that an unprivileged user can run."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    for executable in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
+        with suppress(OSError):
+            probe = python("import psycopg, pytest_pgleak", executable=executable, **AS_NOBODY)
+            with probe as process:
+                process.communicate()
+                if process.returncode == 0:
+                    return executable
+    pytest.skip("no Python that the user nobody can run")
+
+
+AS_NOBODY = {"user": NOBODY, "group": NOBODY, "extra_groups": []}

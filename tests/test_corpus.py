@@ -1,0 +1,34 @@
+"""Real applications, real leaks, in an inner pytest: exactly the expected kinds, test by test."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+CORPUS = Path(__file__).parent / "corpus"
+
+
+@pytest.mark.parametrize("module", sorted(path.name for path in CORPUS.glob("test_*.py")))
+def test_exactly_the_expected_findings(module: str, pytester: pytest.Pytester, server_dsn: str) -> None:
+    for name in ("conftest.py", module):
+        shutil.copy(CORPUS / name, pytester.path / name)
+    for helper in CORPUS.glob("app_*.py"):
+        shutil.copy(helper, pytester.path / helper.name)
+    result_file = pytester.path / "result.json"
+    os.environ["CORPUS_RESULT"] = str(result_file)
+    result = pytester.runpytest_subprocess(
+        f"--pgleak-dsn={server_dsn}", "-p", "no:cacheprovider", "-o", "asyncio_default_fixture_loop_scope=function"
+    )
+    corpus = json.loads(result_file.read_text(encoding="utf-8"))
+    assert corpus, "nothing was collected"
+    wrong = {}
+    for nodeid, test in corpus.items():
+        failed = "failed" in test["outcome"].values()
+        if sorted(test["found"]) != test["expected"] or failed != bool(test["expected"]):
+            wrong[nodeid] = test
+    assert not wrong, json.dumps(wrong, indent=1)
+    assert "internal error" not in result.stdout.str()
