@@ -16,6 +16,7 @@ from typing import Any, Final
 from pytest_pgleak.ownership import Ownership
 from pytest_pgleak.patching import Patch
 from pytest_pgleak.requests import Request
+from pytest_pgleak.tasks import EventLoops
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -32,9 +33,11 @@ class AsgiTracking:
     Args:
         ownership: Is told of requests and lifespans.
         next_request: Returns the ordinal of a new request within the running test.
+        loops: Is told in which event loops the application runs.
     """
 
-    def __init__(self, ownership: Ownership, next_request: Callable[[], int]) -> None:
+    def __init__(self, ownership: Ownership, next_request: Callable[[], int], loops: EventLoops) -> None:
+        self._loops = loops
         self._ownership = ownership
         self._next_request = next_request
         self._dependencies: dict[int, tuple[weakref.ref[Any], dict[CodeType, str]]] = {}
@@ -57,6 +60,7 @@ class AsgiTracking:
             await app(scope, receive, send)
             return
         scope[_SEEN] = True
+        self._loops.seen()
         if scope["type"] == "lifespan":
             await self._lifespan(app, scope, receive, send)
         else:

@@ -12,6 +12,7 @@ from pytest_pgleak.kinds import TRANSACTION_LEFT_OPEN
 from pytest_pgleak.ledger import Ledger
 from pytest_pgleak.observers import Observers, Watched
 from pytest_pgleak.settling import Findings, settling
+from pytest_pgleak.tasks import EventLoops
 from pytest_pgleak.views import View
 
 
@@ -40,6 +41,7 @@ class Judge:
     Args:
         ledger: What the client did.
         observers: What the servers see.
+        loops: Tell whether tasks of the application are still at work.
         watched_databases: Server and name of databases to look at even when nothing of them is open here.
     """
 
@@ -47,14 +49,17 @@ class Judge:
         self,
         ledger: Ledger,
         observers: Observers,
+        loops: EventLoops,
         watched_databases: Callable[[], Iterable[tuple[tuple[str, str], str]]],
     ) -> None:
         self._ledger = ledger
         self._observers = observers
+        self._loops = loops
         self._watched_databases = watched_databases
 
     def begin(self) -> frozenset[int]:
         """Take the snapshot before a test; return which connections are in a transaction already."""
+        self._loops.begin()
         self._observers.begin(self._watched(), self._ledger.known_pids)
         return self._ledger.in_transaction()
 
@@ -76,7 +81,7 @@ class Judge:
                 found += find(View(), activity, checkpoint.question)
             return found
 
-        found = yield from settling(look, checkpoint.grace)
+        found = yield from settling(look, checkpoint.grace, self._loops.have_new_tasks)
         if not found:
             return ()
         return self._with_server(found, checkpoint, new)

@@ -122,6 +122,7 @@ class ItemCheck:
 
     async def _judge_in_loop(self) -> None:
         self._judged_in_loop = True
+        self._state.loops.seen()
         checkpoint = self._after_call()
         findings = await settle_async(self._state.judge.settling(checkpoint))
         for heal in self._tell(findings, checkpoint.view):

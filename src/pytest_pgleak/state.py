@@ -21,6 +21,7 @@ from pytest_pgleak.observers import Observers
 from pytest_pgleak.ownership import Ownership
 from pytest_pgleak.reporting import Reported
 from pytest_pgleak.settings import Settings
+from pytest_pgleak.tasks import EventLoops
 from pytest_pgleak.tracking import Tracker
 from pytest_pgleak.verdicts import Verdict
 
@@ -46,8 +47,9 @@ class State:
         self.observers = Observers()
         self.tracker = Tracker(self.ledger.record, self.ownership, self._witness)
         self.requests = itertools.count(1)
-        self.asgi = AsgiTracking(self.ownership, lambda: next(self.requests))
-        self.judge = Judge(self.ledger, self.observers, lambda: self.watched_databases)
+        self.loops = EventLoops()
+        self.asgi = AsgiTracking(self.ownership, lambda: next(self.requests), self.loops)
+        self.judge = Judge(self.ledger, self.observers, self.loops, lambda: self.watched_databases)
         self.healer = Healer(self.observers, self.may_terminate)
         self.verdict = Verdict(lambda: self.settings, config.hook.pytest_pgleak_ignore, config.rootpath)
         self.reported: list[Reported] = []

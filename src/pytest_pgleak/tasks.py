@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import weakref
 from typing import Any
@@ -19,6 +20,47 @@ def current_task() -> weakref.ref[Any] | None:
     except RuntimeError:  # no running event loop in this thread
         return None
     return None if task is None else weakref.ref(task)
+
+
+class EventLoops:
+    """The event loops in which the application runs, to see which of its tasks outlive a test."""
+
+    def __init__(self) -> None:
+        self._loops: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._before: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def seen(self) -> None:
+        """Take note of the running event loop."""
+        import asyncio  # noqa: PLC0415 - whoever calls this runs in an event loop
+
+        with contextlib.suppress(RuntimeError):  # trio: it keeps its own tasks from outliving anything
+            self._loops.add(asyncio.get_running_loop())
+
+    def begin(self) -> None:
+        """Remember the tasks that run before a test: they are nothing to wait for at its end."""
+        self._before = weakref.WeakSet(self._tasks())
+
+    def have_new_tasks(self) -> bool:
+        """Tell whether a task of the user's own, begun since `begin`, is still at work."""
+        return any(task not in self._before and _works_for_user(task) for task in self._tasks())
+
+    def _tasks(self) -> list[Any]:
+        if not self._loops:
+            return []
+        import asyncio  # noqa: PLC0415 - there is a loop, so it is imported
+
+        return [task for loop in list(self._loops) if not loop.is_closed() for task in asyncio.all_tasks(loop)]
+
+
+def _works_for_user(task: Any) -> bool:
+    frame = getattr(task.get_coro(), "cr_frame", None)
+    running = current_task()
+    return (
+        not task.done()
+        and frame is not None
+        and is_user_code(frame.f_code.co_filename)
+        and (running is None or running() is not task)
+    )
 
 
 def held_by_task(reference: weakref.ref[Any] | None) -> TaskInfo | None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,8 @@ import pytest_pgleak
 from pytest_pgleak.servers import ServerError, ServerRequest, plan, start
 
 DEADLINE = 5.0  # seconds; what is expected takes milliseconds
-NOBODY = 65534
+NOBODY = pwd.getpwnam("nobody")
+AS_NOBODY = {"user": NOBODY.pw_uid, "group": NOBODY.pw_gid, "extra_groups": []}
 
 
 def wait_until(condition, timeout=DEADLINE):
@@ -98,7 +100,7 @@ def server(any_plan):
 
 
 @contextmanager
-def python(script, *, environment=None, **options):
+def run_python(script, *, environment=None, **options):
     """A Python process that runs `script` with this project and its dependencies importable."""
     paths = {Path(pytest_pgleak.__file__).parents[1], Path(psycopg.__file__).parents[1]}
     inherited = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "COVERAGE_PROCESS_START")}
@@ -126,6 +128,31 @@ def python(script, *, environment=None, **options):
         process.communicate()
 
 
+@pytest.fixture(name="wait_until")
+def wait_until_fixture():
+    return wait_until
+
+
+@pytest.fixture(name="processes_with")
+def processes_with_fixture():
+    return processes_with
+
+
+@pytest.fixture(name="query")
+def query_fixture():
+    return query
+
+
+@pytest.fixture
+def python():
+    return run_python
+
+
+@pytest.fixture
+def as_nobody():
+    return AS_NOBODY
+
+
 @pytest.fixture(scope="session")
 def nobodys_python():
     """An interpreter that an unprivileged user can run."""
@@ -133,7 +160,7 @@ def nobodys_python():
         pytest.skip("only root can become another user")
     for executable in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
         with suppress(OSError):
-            probe = python("import psycopg, pytest_pgleak", executable=executable, **AS_NOBODY)
+            probe = run_python("import psycopg, pytest_pgleak", executable=executable, **AS_NOBODY)
             with probe as process:
                 process.communicate()
                 if process.returncode == 0:
@@ -141,4 +168,3 @@ def nobodys_python():
     pytest.skip("no Python that the user nobody can run")
 
 
-AS_NOBODY = {"user": NOBODY, "group": NOBODY, "extra_groups": []}

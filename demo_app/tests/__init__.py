@@ -1,0 +1,1 @@
+"""The tests of both halves: what a user of pytest-pgleak writes."""
