@@ -22,6 +22,7 @@ class EventKind(enum.Enum):
     CONNECTION_GONE = "connection object gone"
     CHECKED_OUT = "checked out"
     RETURNED = "returned"
+    TRANSACTION_BEGAN = "transaction began"
     POOL_OPENED = "pool opened"
     POOL_CLOSED = "pool closed"
     POOL_GONE = "pool object gone"

@@ -62,7 +62,7 @@ def find(view: View, activity: Activity, question: Question) -> tuple[Finding, .
     for connection in view.connections:
         kind = _kind(connection, view, question)
         if kind is not None:
-            moment = connection.checkout or connection.opened
+            moment = _moment(kind, connection, question)
             found.append((moment.at, _of_connection(kind, connection, moment, view, activity, question)))
     found.sort(key=lambda entry: entry[0])
     return tuple(finding for _, finding in found) + _of_new_backends(activity, question)
@@ -116,6 +116,12 @@ def _of_pool(pool: PoolView, opened: Moment) -> Finding:
     return _finding(POOL_NOT_CLOSED, "pool", pool.serial, opened.owner, opened, pool.ending, pool=state)
 
 
+def _moment(kind: str, connection: ConnectionView, question: Question) -> Moment:
+    if kind == TRANSACTION_LEFT_OPEN and connection.began is not None and connection.began.owner == question.asker:
+        return connection.began
+    return connection.checkout or connection.opened
+
+
 def _of_connection(
     kind: str, connection: ConnectionView, moment: Moment, view: View, activity: Activity, question: Question
 ) -> Finding:
@@ -134,6 +140,7 @@ def _of_connection(
         server_known=activity.known,
         after_response=connection.after_response,
         task=connection.task,
+        opened=origin((connection.checkout or connection.opened).stack) if kind == TRANSACTION_LEFT_OPEN else None,
     )
 
 

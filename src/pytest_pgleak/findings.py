@@ -40,7 +40,7 @@ class Finding:
     Attributes:
         kind: Its stable code, one of `pytest_pgleak.kinds.KINDS`.
         owner: Who answers for it.
-        origin: The first frame in the user's own code: where it was opened or checked out.
+        origin: The first frame in the user's own code: where it was opened or checked out, or the transaction began.
         ending: How the connection or pool stands.
         subject: What sort of thing was left.
         serial: Number of that thing in the ledger; the pid for a backend.
@@ -55,6 +55,7 @@ class Finding:
         after_response: For what was dropped, whether the response had started.
         task: The task that still holds it.
         thread: Name of the thread, where that is not the main one.
+        opened: For an open transaction, where its connection was opened or checked out.
     """
 
     kind: str
@@ -74,6 +75,7 @@ class Finding:
     after_response: bool | None = None
     task: TaskInfo | None = None
     thread: str | None = None
+    opened: Frame | None = None
 
     @property
     def headline(self) -> str:

@@ -17,7 +17,8 @@ RawStack = tuple[tuple[CodeType, int], ...]
 
 _DEEPEST: Final = 150
 _INSTALLED: Final = ("site-packages", "dist-packages")
-_THIS_PACKAGE: Final = str(Path(__file__).resolve().parent)
+_THIS_PACKAGE: Final = str(Path(__file__).parent)
+_ASGI: Final = str(Path(__file__).with_name("asgi.py"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +58,19 @@ def capture(depth: int = 1) -> RawStack:
 
 
 def user_frames(stack: RawStack) -> tuple[Frame, ...]:
-    """Keep the frames of the user's own code, innermost first.
+    """Keep the frames of the user's own code, innermost first, up to where pytest or the HTTP client called it.
 
     Where everything on the stack is installed code (an application tested from its wheel), the frames of the
     packages between the driver and the test framework stand in.
     """
-    own = tuple(_frame(code, lineno) for code, lineno in stack if is_user_code(code.co_filename))
+    own: list[Frame] = []
+    for code, lineno in stack:
+        if is_user_code(code.co_filename):
+            own.append(_frame(code, lineno))
+        elif own and _is_boundary(code.co_filename):
+            break
     if own:
-        return own
+        return tuple(own)
     return tuple(_frame(code, lineno) for code, lineno in stack if _is_other_package(code.co_filename))
 
 
@@ -74,6 +80,11 @@ def origin(stack: RawStack) -> Frame | None:
         if is_user_code(code.co_filename):
             return _frame(code, lineno)
     return next(iter(user_frames(stack)), None)
+
+
+@lru_cache(maxsize=4096)
+def _is_boundary(filename: str) -> bool:
+    return filename == _ASGI or "_pytest" in Path(filename).parts
 
 
 @lru_cache(maxsize=4096)

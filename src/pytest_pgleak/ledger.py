@@ -27,6 +27,7 @@ class _ConnectionRecord:
     pool: int | None
     ending: Ending = Ending.OPEN
     checkout: Moment | None = None
+    began: Moment | None = None
     transaction_status: str | None = None
     backend: Backend | None = None
     after_response: bool | None = None
@@ -185,9 +186,14 @@ class Ledger:
             record.checkout_settled = False
             record.pool = event.pool
 
+    def _fold_transaction_began(self, event: Event) -> None:
+        if (record := self._connections.get(event.subject)) is not None:
+            record.began = event.moment
+
     def _fold_returned(self, event: Event) -> None:
         if (record := self._connections.get(event.subject)) is not None:
             record.checkout = None
+            record.began = None
             record.checkout_settled = False
             self._forget_if_over(event.subject, record)
 
@@ -224,6 +230,7 @@ _FOLDS: Final[dict[EventKind, Callable[[Ledger, Event], None]]] = {
     EventKind.CONNECTION_GONE: Ledger._fold_connection_gone,
     EventKind.CHECKED_OUT: Ledger._fold_checked_out,
     EventKind.RETURNED: Ledger._fold_returned,
+    EventKind.TRANSACTION_BEGAN: Ledger._fold_transaction_began,
     EventKind.POOL_OPENED: Ledger._fold_pool_opened,
     EventKind.POOL_CLOSED: Ledger._fold_pool_closed,
     EventKind.POOL_GONE: Ledger._fold_pool_gone,
@@ -265,4 +272,5 @@ def _view_connection(serial: int, record: _ConnectionRecord) -> ConnectionView:
         record.backend,
         record.after_response,
         held_by_task(held_since.task) if ending is Ending.OPEN else None,
+        record.began,
     )

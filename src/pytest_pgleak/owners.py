@@ -33,7 +33,7 @@ class Owner:
     def describe(self) -> str:
         """Name the owner in a sentence, as "fixture 'db' (module scope)"."""
         if self.what == "call":
-            return f"test {self.nodeid}"
+            return "the test"
         if self.what == "fixture":
             return f"fixture {self.fixturename!r} ({self.scope} scope)"
         if self.what == "lifespan":

@@ -7,6 +7,8 @@ why it is needed all the same:
   ``connect`` that somebody imported by name before the patch. ``connect`` itself is bound into the ``psycopg``
   namespace at import and cannot be replaced for everybody.
 - ``ConnectionPool._connect``: the only place that knows for which pool a worker opens a connection.
+- ``BaseConnection._get_tx_start_command``: where each transaction begins, implicit or not. Where it is missing, the
+  findings about transactions say where the connection was opened instead.
 - ``Connection._pool``: set while a connection is checked out, None while it idles in its pool, absent otherwise;
   psycopg's own ``close`` and ``__del__`` read it.
 """
@@ -42,7 +44,9 @@ def connection_patches(psycopg: ModuleType, tracker: Tracker) -> Patches:
     base = psycopg.BaseConnection
     if not all(hasattr(base, name) for name in ("__del__", "closed", "info")):
         raise AttributeError(f"{base!r} has no __del__, closed or info")
+    begin = Patch(base, "_get_tx_start_command", functools.partial(_wrap_begin, tracker))
     return Patches(
+        *((begin,) if hasattr(base, "_get_tx_start_command") else ()),
         Patch(base, "__init__", functools.partial(_wrap_connection_init, tracker)),
         Patch(base, "__del__", functools.partial(_wrap_connection_del, tracker)),
         Patch(psycopg.Connection, "close", functools.partial(_wrap_close, tracker)),
@@ -111,6 +115,15 @@ def _wrap_connection_del(tracker: Tracker, original: Method) -> Method:
             original(self)
 
     return __del__
+
+
+def _wrap_begin(tracker: Tracker, original: Method) -> Method:
+    @functools.wraps(original)
+    def _get_tx_start_command(self: Any) -> Any:
+        tracker.transaction_beginning(self)
+        return original(self)
+
+    return _get_tx_start_command
 
 
 def _wrap_close(tracker: Tracker, original: Method) -> Method:

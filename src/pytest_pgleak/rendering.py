@@ -110,6 +110,8 @@ def _origin(finding: Finding, root: Path) -> list[Line]:
     callers = [place(frame, root) for frame in finding.stack[1 : 1 + _CALLERS]]
     if callers and finding.dependency is None:
         lines.append(_line("called by", ", ".join(callers)))
+    if finding.opened is not None and finding.opened != finding.origin:
+        lines.append(_line("opened", place(finding.opened, root)))
     return lines
 
 

@@ -17,6 +17,8 @@ from pytest_pgleak.views import Ending
 
 def verb(finding: Finding) -> str:
     """Return the label of the line that shows the origin."""
+    if finding.kind == TRANSACTION_LEFT_OPEN and finding.opened != finding.origin:
+        return "began"
     return "taken" if finding.subject == "checkout" else "opened"
 
 
@@ -114,6 +116,8 @@ def fix(finding: Finding) -> str:
         return _fix_pool(finding)
     if finding.kind == TRANSACTION_LEFT_OPEN:
         wait, with_ = ("await ", "async with") if _is_async(finding) else ("", "with")
+        if finding.transaction_status == "INERROR":
+            return f"call `{wait}conn.rollback()` when a statement fails, or run it inside `{with_} conn.transaction():`"
         return f"call `{wait}conn.commit()` before it ends, or write inside `{with_} conn.transaction():`"
     return "close it in the test; if it is another process's, leave it: this is a warning"
 

@@ -47,6 +47,7 @@ class Tracker:
         # InternalDocs/garbage_collector.md): who comes second finds here what the first one knew.
         self._dying: dict[int, tuple[int, ConnectionFacts | None]] = {}
         self._finalized: set[int] = set()
+        self._holders: dict[int, int] = {}
 
     def connection_opened(self, connection: Any, facts: Callable[[weakref.ref[Any]], ConnectionFacts], pool: Any) -> None:
         """A connection object came to be, its socket open.
@@ -62,9 +63,9 @@ class Tracker:
         self._dying.pop(id(connection), None)
         known = self._facts[serial] = facts(reference)
         pool_serial = None if pool is None else self._serial_of_pool(pool)
-        self._record(
-            Event(EventKind.CONNECTION_OPENED, serial, self._moment(), pool=pool_serial, connection=known)
-        )
+        moment = self._moment()
+        self._holders[serial] = moment.owner.serial
+        self._record(Event(EventKind.CONNECTION_OPENED, serial, moment, pool=pool_serial, connection=known))
 
     def connection_closed(self, connection: Any) -> None:
         """``close()`` has closed a connection."""
@@ -99,7 +100,19 @@ class Tracker:
         """A connection was handed out by a pool."""
         if (serial := self._serial(connection)) is not None:
             pool_serial = self._serial_of_pool(pool)
-            self._record(Event(EventKind.CHECKED_OUT, serial, self._moment(), pool=pool_serial))
+            moment = self._moment()
+            self._holders[serial] = moment.owner.serial
+            self._record(Event(EventKind.CHECKED_OUT, serial, moment, pool=pool_serial))
+
+    def transaction_beginning(self, connection: Any) -> None:
+        """A transaction is about to begin.
+
+        Written down only where somebody uses what another one holds, a test its fixture's connection: for the others
+        the line that opened the connection says it all, and they pay for no stack.
+        """
+        serial = self._serial(connection)
+        if serial is not None and self._holders.get(serial) != self._ownership.current.serial:
+            self._record(Event(EventKind.TRANSACTION_BEGAN, serial, self._moment()))
 
     def returned(self, connection: Any) -> None:
         """A connection is being given back to its pool."""
@@ -150,6 +163,7 @@ class Tracker:
             return
         del self._known[identity]
         facts = self._facts.pop(known[1], None)
+        self._holders.pop(known[1], None)
         if identity in self._finalized:
             self._finalized.discard(identity)
         elif facts is not None:

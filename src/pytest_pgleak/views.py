@@ -49,6 +49,7 @@ class ConnectionView:
         backend: The server's row, read while the garbage collector was closing it.
         after_response: For a dropped connection, whether the response had started.
         task: The task that holds it, where that is not the one which runs the test.
+        began: Where the last transaction began, if that was by another owner than the connection's.
     """
 
     serial: int
@@ -61,6 +62,7 @@ class ConnectionView:
     backend: Backend | None = None
     after_response: bool | None = None
     task: TaskInfo | None = None
+    began: Moment | None = None
 
     @property
     def in_transaction(self) -> bool:

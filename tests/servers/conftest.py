@@ -128,7 +128,7 @@ def run_python(script, *, environment=None, **options):
         process.communicate()
 
 
-@pytest.fixture(name="wait_until")
+@pytest.fixture(name="wait_until", scope="session")
 def wait_until_fixture():
     return wait_until
 
@@ -166,5 +166,3 @@ def nobodys_python():
                 if process.returncode == 0:
                     return executable
     pytest.skip("no Python that the user nobody can run")
-
-

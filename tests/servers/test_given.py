@@ -24,8 +24,16 @@ def failure(dsn, option="--pgleak-dsn"):
     return text
 
 
+def refused(dsn):
+    try:
+        psycopg.connect(dsn).close()
+    except psycopg.OperationalError:
+        return True
+    return False
+
+
 @pytest.fixture(scope="module")
-def guarded(server):
+def guarded(server, wait_until):
     """`server`, asking a new role for its password."""
     with psycopg.connect(server.dsn, autocommit=True) as conn:
         conn.execute("set password_encryption = 'scram-sha-256'")
@@ -36,9 +44,9 @@ def guarded(server):
         with open(path, "w") as file:
             file.write(f"local all guarded scram-sha-256\n{rules}")
         conn.execute("select pg_reload_conf()")
-        while not conn.execute("select true from pg_hba_file_rules where user_name = '{guarded}'").fetchone():
-            pass
-    return server.dsn.replace("postgres@", "guarded:{}@", 1)
+    address = server.dsn.replace("postgres@", "guarded:{}@", 1)
+    assert wait_until(lambda: refused(address.format("wrong")))  # the server reloads when it finds the time
+    return address
 
 
 def test_a_server_that_answers(server):

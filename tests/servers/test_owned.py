@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import signal
 import stat
-from contextlib import suppress
+import subprocess
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from pytest_pgleak.servers import ServerError, ServerRequest, leftovers, plan, privilege, rundir, runtime, start
-from pytest_pgleak.servers import supervisor as supervisor_module
+from pytest_pgleak.servers import ServerError, ServerRequest, cluster, plan, privilege, rundir, runtime, start
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="about running as root")
 
@@ -175,22 +177,24 @@ def test_the_next_start_sweeps_what_a_dead_owner_and_supervisor_left(any_plan, r
     assert run_dir.entries() == [foreign.name]
 
 
-def test_the_sweep_stops_a_server_that_lost_everybody(any_plan, run_dir, python, wait_until, processes_with):
-    with python(started("time.sleep(60)", any_plan)) as owner:
-        owner.stdout.readline()
-        pid = postmaster(run_dir)
-        # As after a crash of everything but postgres: it is stopped while the others die, so no signal ends it.
-        os.kill(pid, signal.SIGSTOP)
-        for other, line in processes_with(str(run_dir.path)).items():
-            if "supervisor_main" in line:
-                os.kill(other, signal.SIGKILL)
-        owner.kill()
-        owner.wait()
-        [directory] = run_dir.path.iterdir()
-        assert leftovers._postmaster(directory / "data") == pid
-        os.kill(pid, signal.SIGCONT)
+def test_the_sweep_stops_a_server_that_lost_everybody(any_plan, run_dir, wait_until):
+    user = privilege.server_user()
+    identity = {"user": user.uid, "group": user.gid, "extra_groups": []} if user else {}
+    bindir = runtime.usable_bindir(any_plan.bindir, user)
+    lease = rundir.create(run_dir.path, user)
+    data = lease.path / "data"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": "/", **identity}
+    subprocess.run(cluster.initdb_command(bindir, data, any_plan.version), check=True, **quiet)
+    # No supervisor here, and the parent outlives it: nothing but the sweep ends it.
+    server = subprocess.Popen(cluster.postgres_command(bindir, data, lease.path, any_plan.version), **quiet)
+    assert wait_until((lease.path / ".s.PGSQL.5432").exists)
 
-    rundir.sweep(run_dir.path, privilege.server_user())
+    rundir.sweep(run_dir.path, user)
+    assert server.poll() is None
+
+    lease.release()
+    rundir.sweep(run_dir.path, user)
+    assert server.wait(5) is not None
     assert run_dir.is_clean()
 
 
@@ -229,9 +233,6 @@ def test_a_failing_initdb_is_shown(any_plan, run_dir, tree):
 
 
 def test_a_failing_postgres_is_shown(any_plan, run_dir, monkeypatch):
-    monkeypatch.setitem(supervisor_module.__dict__, "environment", lambda: {"LC_ALL": "C", "PGDATESTYLE": "x"})
-    from pytest_pgleak.servers import cluster
-
     monkeypatch.setitem(cluster._SETTINGS, "shared_buffers", "much")
     with pytest.raises(ServerError) as caught:
         start(any_plan)
@@ -264,8 +265,6 @@ def test_root_drops_to_the_user_that_is_named(any_plan, run_dir, monkeypatch):
     uid = Path(f"/proc/{postmaster(run_dir)}").stat().st_uid
     server.stop()
 
-    import pwd
-
     assert uid == pwd.getpwnam("daemon").pw_uid
     assert run_dir.is_clean()
 
@@ -283,7 +282,7 @@ def test_a_user_that_cannot_be_dropped_to(name, problem, any_plan, monkeypatch):
 def test_a_runtime_that_only_root_can_reach_is_copied_once(run_dir, tree, monkeypatch, tmp_path_factory):
     public = run_dir.path / "public"
     monkeypatch.setattr(runtime, "PUBLIC", public)
-    private = tree.bindir.parents[2]
+    private = tree.top
     private.chmod(0o700)
     modes = {path: path.stat().st_mode for path in private.rglob("*")}
     request = ServerRequest(bindir=str(tree.bindir))
@@ -311,22 +310,18 @@ def test_an_unprivileged_user(owned_plan, run_dir, python, nobodys_python, as_no
 
 
 @pytest.fixture
-def tree(run_dir):
+def tree():
     """A copy of the wheel's server, to break or to hide."""
     try:
         original = plan(ServerRequest(server="embedded")).bindir.parent
     except ServerError as error:
         pytest.skip(str(error))
-    site = run_dir.path / "site"
-    package = site / original.parent.name
-    shutil.copytree(original, package / original.name, ignore=shutil.ignore_patterns("include"))
-    libraries = original.parent.with_name(f"{original.parent.name}.libs")
-    if libraries.is_dir():
-        shutil.copytree(libraries, site / libraries.name)
-
-    class Tree:
-        bindir = package / original.name / "bin"
-
-    yield Tree
-    with suppress(OSError):
-        shutil.rmtree(site)
+    with tempfile.TemporaryDirectory(prefix="servers-test-", dir="/tmp") as name:
+        site = Path(name)
+        site.chmod(0o755)
+        package = site / original.parent.name
+        shutil.copytree(original, package / original.name, ignore=shutil.ignore_patterns("include"))
+        libraries = original.parent.with_name(f"{original.parent.name}.libs")
+        if libraries.is_dir():
+            shutil.copytree(libraries, site / libraries.name)
+        yield SimpleNamespace(bindir=package / original.name / "bin", top=site)
