@@ -8,6 +8,7 @@ import pytest
 
 from pytest_pgleak.event_loops import anyio_backend_is_default, is_claimed
 
+
 def claim(collector: pytest.Module | pytest.Class, function: Any) -> None:
     """Give an async test that is marked pgleak to AnyIO, unless somebody runs it already.
 

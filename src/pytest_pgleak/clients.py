@@ -89,8 +89,8 @@ def sync_client(app: App, tracking: AsgiTracking) -> Iterator[TestClient]:
     with warnings.catch_warnings():
         # Starlette 1.10 deprecates httpx in favour of httpx2: the user's choice of client is not ours to judge.
         warnings.filterwarnings("ignore", message=".*httpx.*")
-        from starlette.applications import Starlette  # noqa: PLC0415 - only for tests that use this client
-        from starlette.testclient import TestClient  # noqa: PLC0415
+        from starlette.applications import Starlette
+        from starlette.testclient import TestClient
     followed: Any = app if isinstance(app, Starlette) else tracking.follow(app)
     with TestClient(followed) as client:
         yield client
@@ -107,9 +107,9 @@ def check_application(app: object) -> None:
 
 def _httpx() -> Any:
     try:
-        import httpx  # noqa: PLC0415 - only for tests that use this client
+        import httpx
     except ModuleNotFoundError:
-        import httpx2  # noqa: PLC0415
+        import httpx2
 
         return httpx2
     return httpx

@@ -1,8 +1,8 @@
 """The event loop of the running test, from a synchronous fixture. The one place that knows other plugins' insides.
 
 AnyIO closes its loop when the last lease on its runner ends, pytest-asyncio when its runner fixture is torn down. A
-fixture that starts a lifespan has to hold on to that loop, or the application would be cancelled where it should be shut
-down.
+fixture that starts a lifespan has to hold on to that loop, or the application would be cancelled where it should be
+shut down.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def anyio_backend_is_default(node: pytest.Collector) -> bool:
     """Tell whether the ``anyio_backend`` fixture is AnyIO's own, which runs a test once per installed backend."""
     manager = getattr(node.session, "_fixturemanager", None)
     fixturedefs = manager.getfixturedefs("anyio_backend", node) if manager is not None else None
-    return bool(fixturedefs) and fixturedefs[-1].func.__module__ == "anyio.pytest_plugin"
+    return fixturedefs is not None and fixturedefs[-1].func.__module__ == "anyio.pytest_plugin"
 
 
 def _setting(config: pytest.Config, name: str) -> object:
@@ -67,7 +67,7 @@ def _setting(config: pytest.Config, name: str) -> object:
 
 @contextmanager
 def _anyio_loop(request: pytest.FixtureRequest) -> Iterator[Run]:
-    from anyio.pytest_plugin import extract_backend_and_options, get_runner  # noqa: PLC0415 - only for such tests
+    from anyio.pytest_plugin import extract_backend_and_options, get_runner
 
     name, options = extract_backend_and_options(request.getfixturevalue("anyio_backend"))
     if name != "asyncio":

@@ -55,10 +55,11 @@ def find(view: View, activity: Activity, question: Question) -> tuple[Finding, .
     Returns:
         The findings in the order in which the things were opened; new backends last.
     """
-    found: list[tuple[float, Finding]] = []
-    for pool in view.pools.values():
-        if pool.opened is not None and _pool_left(pool, question):
-            found.append((pool.opened.at, _of_pool(pool, pool.opened)))
+    found: list[tuple[float, Finding]] = [
+        (pool.opened.at, _of_pool(pool, pool.opened))
+        for pool in view.pools.values()
+        if pool.opened is not None and _pool_left(pool, pool.opened, question)
+    ]
     for connection in view.connections:
         kind = _kind(connection, view, question)
         if kind is not None:
@@ -104,10 +105,10 @@ def _kind_of_transaction(connection: ConnectionView, question: Question) -> str 
     return TRANSACTION_LEFT_OPEN
 
 
-def _pool_left(pool: PoolView, question: Question) -> bool:
-    if pool.opened is None or pool.ending is Ending.CLOSED:
+def _pool_left(pool: PoolView, opened: Moment, question: Question) -> bool:
+    if pool.ending is Ending.CLOSED:
         return False
-    owner = pool.opened.owner.serial
+    owner = opened.owner.serial
     return owner in question.ended or (pool.ending is Ending.DROPPED and owner in question.judged)
 
 

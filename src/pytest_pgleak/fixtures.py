@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def pgleak_postgres(request: pytest.FixtureRequest) -> Postgres:
     """A PostgreSQL server, with ``.dsn``, ``.version`` and ``.source``; started when a test first needs it."""
-    from pytest_pgleak.plugin import get_state  # noqa: PLC0415 - nothing is imported before a test needs it
-    from pytest_pgleak.postgres import obtain_server  # noqa: PLC0415
+    from pytest_pgleak.plugin import get_state
+    from pytest_pgleak.postgres import obtain_server
 
     return obtain_server(get_state(request.config))
 
@@ -28,8 +28,8 @@ def pgleak_postgres(request: pytest.FixtureRequest) -> Postgres:
 @pytest.fixture(scope="session")
 def pgleak_dsn(pgleak_postgres: Postgres, request: pytest.FixtureRequest) -> str:
     """The DSN of a database of this worker's own."""
-    from pytest_pgleak.plugin import get_state  # noqa: PLC0415
-    from pytest_pgleak.postgres import worker_database  # noqa: PLC0415
+    from pytest_pgleak.plugin import get_state
+    from pytest_pgleak.postgres import worker_database
 
     worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
     return worker_database(get_state(request.config), pgleak_postgres, worker)
@@ -38,8 +38,8 @@ def pgleak_dsn(pgleak_postgres: Postgres, request: pytest.FixtureRequest) -> str
 @pytest.fixture
 def pgleak_fresh_dsn(pgleak_postgres: Postgres, pgleak_dsn: str, request: pytest.FixtureRequest) -> str:
     """The DSN of a database of this test's own, cloned from the worker's, dropped after the checks."""
-    from pytest_pgleak.plugin import get_state  # noqa: PLC0415
-    from pytest_pgleak.postgres import fresh_database  # noqa: PLC0415
+    from pytest_pgleak.plugin import get_state
+    from pytest_pgleak.postgres import fresh_database
 
     return fresh_database(get_state(request.config), pgleak_postgres, pgleak_dsn)
 
@@ -47,7 +47,7 @@ def pgleak_fresh_dsn(pgleak_postgres: Postgres, pgleak_dsn: str, request: pytest
 @pytest.fixture
 def pgleak_app() -> Any:
     """Your ASGI application: override this fixture."""
-    from pytest_pgleak.clients import NO_APPLICATION  # noqa: PLC0415
+    from pytest_pgleak.clients import NO_APPLICATION
 
     pytest.fail(NO_APPLICATION, pytrace=False)
 
@@ -55,8 +55,8 @@ def pgleak_app() -> Any:
 @pytest.fixture
 def pgleak_client(pgleak_app: Any, request: pytest.FixtureRequest) -> Iterator[httpx.AsyncClient]:
     """An ``httpx.AsyncClient`` on ``pgleak_app``, in process, the lifespan run in the test's own event loop."""
-    from pytest_pgleak.clients import async_client  # noqa: PLC0415
-    from pytest_pgleak.plugin import get_state  # noqa: PLC0415
+    from pytest_pgleak.clients import async_client
+    from pytest_pgleak.plugin import get_state
 
     with async_client(request, pgleak_app, get_state(request.config).asgi) as client:
         yield client
@@ -65,8 +65,8 @@ def pgleak_client(pgleak_app: Any, request: pytest.FixtureRequest) -> Iterator[h
 @pytest.fixture
 def pgleak_sync_client(pgleak_app: Any, request: pytest.FixtureRequest) -> Iterator[TestClient]:
     """Starlette's ``TestClient`` on ``pgleak_app``, the lifespan run."""
-    from pytest_pgleak.clients import sync_client  # noqa: PLC0415
-    from pytest_pgleak.plugin import get_state  # noqa: PLC0415
+    from pytest_pgleak.clients import sync_client
+    from pytest_pgleak.plugin import get_state
 
     with sync_client(pgleak_app, get_state(request.config).asgi) as client:
         yield client
@@ -75,9 +75,9 @@ def pgleak_sync_client(pgleak_app: Any, request: pytest.FixtureRequest) -> Itera
 @pytest.fixture
 def pgleak(request: pytest.FixtureRequest) -> LeakTracker:
     """The ledger: ``pgleak.connections``, ``pgleak.findings()``, ``with pgleak.no_leaks():``."""
-    from pytest_pgleak.item_checks import CHECK  # noqa: PLC0415
-    from pytest_pgleak.leak_tracker import LeakTracker  # noqa: PLC0415
-    from pytest_pgleak.plugin import get_state  # noqa: PLC0415
+    from pytest_pgleak.item_checks import CHECK
+    from pytest_pgleak.leak_tracker import LeakTracker
+    from pytest_pgleak.plugin import get_state
 
     state = get_state(request.config)
     item = request.node

@@ -90,7 +90,7 @@ def _is_boundary(filename: str) -> bool:
 @lru_cache(maxsize=4096)
 def is_user_code(filename: str) -> bool:
     """Tell whether a file belongs to the user rather than to Python, an installed package or this plugin."""
-    if filename.startswith("<") or filename.startswith(_THIS_PACKAGE):
+    if filename.startswith(("<", _THIS_PACKAGE)):
         return False
     if any(part in _INSTALLED for part in Path(filename).parts):
         return False
@@ -98,8 +98,26 @@ def is_user_code(filename: str) -> bool:
 
 
 _FRAMEWORKS: Final = frozenset(
-    """psycopg psycopg_pool psycopg_binary psycopg_c starlette fastapi anyio httpx httpx2 httpcore uvicorn
-    _pytest pytest pluggy pytest_asyncio xdist execnet sqlalchemy""".split()
+    [
+        "psycopg",
+        "psycopg_pool",
+        "psycopg_binary",
+        "psycopg_c",
+        "starlette",
+        "fastapi",
+        "anyio",
+        "httpx",
+        "httpx2",
+        "httpcore",
+        "uvicorn",
+        "_pytest",
+        "pytest",
+        "pluggy",
+        "pytest_asyncio",
+        "xdist",
+        "execnet",
+        "sqlalchemy",
+    ]
 )
 
 

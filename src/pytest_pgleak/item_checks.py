@@ -152,7 +152,7 @@ class ItemCheck:
             return False
         return True
 
-    def _belongs_to_teardown(self, finding: Finding, view: View) -> bool:
+    def _belongs_to_teardown(self, finding: Finding, _view: View) -> bool:
         return finding.kind != TRANSACTION_LEFT_OPEN or finding.serial in self._deferred
 
     def _tell(self, findings: Iterable[Finding], view: View) -> list[Callable[[], Awaitable[object]]]:

@@ -76,7 +76,8 @@ class Lifespan:
                 return getter.result()
             if not self._from_app.empty():
                 return self._from_app.get_nowait()
-            return await self._ended_silently()
+            await self._ended_silently()
+            return None
         finally:
             getter.cancel()
             with contextlib.suppress(asyncio.CancelledError):

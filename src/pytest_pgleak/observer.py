@@ -178,12 +178,12 @@ class Observer:
                 return _rows(result)
             # Killed by a suite that terminates every backend, or by a restart: the second attempt has a new socket.
             self._drop_connection()
-            if attempt == 2:  # noqa: PLR2004
+            if attempt == 2:
                 break
         raise ObserverError("the server closed pgleak's own connection twice in a row")
 
     def _execute(self, connection: Any, name: str, parameters: Sequence[bytes]) -> Any:
-        from psycopg import pq  # noqa: PLC0415 - only when a server is observed
+        from psycopg import pq
 
         if name not in self._prepared:
             prepared = connection.prepare(name.encode(), _STATEMENTS[name].encode())
@@ -194,7 +194,7 @@ class Observer:
         return result if result.status == pq.ExecStatus.TUPLES_OK else self._explain(connection, result)
 
     def _explain(self, connection: Any, result: Any) -> None:
-        from psycopg import pq  # noqa: PLC0415
+        from psycopg import pq
 
         if connection.status == pq.ConnStatus.BAD:
             return
@@ -224,7 +224,7 @@ class Observer:
 
 
 def _connect_first(conninfos: Sequence[str]) -> Any:
-    from psycopg import pq  # noqa: PLC0415
+    from psycopg import pq
 
     message = "no server to observe"
     for conninfo in conninfos:
@@ -258,8 +258,7 @@ def _array(values: Iterable[object]) -> bytes:
 
 def _rows(result: Any) -> Rows:
     return [
-        tuple(_text(result.get_value(row, column)) for column in range(result.nfields))
-        for row in range(result.ntuples)
+        tuple(_text(result.get_value(row, column)) for column in range(result.nfields)) for row in range(result.ntuples)
     ]
 
 

@@ -185,13 +185,13 @@ _NOT_FOR_THE_OBSERVER: Final = frozenset(
 
 
 def _parse(dsn: str) -> dict[str, str]:
-    from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415 - only when a server is observed
+    from psycopg.conninfo import conninfo_to_dict
 
     return {key: str(value) for key, value in conninfo_to_dict(dsn).items() if value is not None}
 
 
 def _conninfos(parameters: dict[str, str]) -> list[str]:
-    from psycopg.conninfo import make_conninfo  # noqa: PLC0415
+    from psycopg.conninfo import make_conninfo
 
     own = {key: value for key, value in parameters.items() if key not in _NOT_FOR_THE_OBSERVER}
     own |= {"application_name": "pgleak observer", "client_encoding": "UTF8"}

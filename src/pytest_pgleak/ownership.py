@@ -43,9 +43,7 @@ class Ownership:
         """The innermost phase or fixture, whatever the running context says."""
         return self._stack[-1]
 
-    def begin(
-        self, what: What, nodeid: str = "", fixturename: str | None = None, scope: str | None = None
-    ) -> Owner:
+    def begin(self, what: What, nodeid: str = "", fixturename: str | None = None, scope: str | None = None) -> Owner:
         """Make a new owner, without making it the active one."""
         owner = Owner(next(self._serials), what, nodeid, fixturename, scope, self._stack[-1].serial)
         if what == "lifespan":

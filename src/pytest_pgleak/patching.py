@@ -25,7 +25,9 @@ class Patch:
         self._wrapper: Any = None
 
     def __repr__(self) -> str:
-        return f"<Patch {self.target.__module__}.{self.target.__qualname__}.{self.name} {'on' if self.is_on else 'off'}>"
+        return (
+            f"<Patch {self.target.__module__}.{self.target.__qualname__}.{self.name} {'on' if self.is_on else 'off'}>"
+        )
 
     @property
     def is_on(self) -> bool:

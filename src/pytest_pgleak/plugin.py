@@ -34,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
-    from pytest_pgleak import hookspecs  # noqa: PLC0415 - once a session, after the options
+    from pytest_pgleak import hookspecs
 
     pluginmanager.add_hookspecs(hookspecs)
 
@@ -76,7 +76,7 @@ def get_state(config: pytest.Config) -> State:
 
 def _session(config: pytest.Config) -> Session:
     if (session := config.stash.get(_SESSION, None)) is None:
-        from pytest_pgleak.session import Session  # noqa: PLC0415 - the plugin's weight, only when it is needed
+        from pytest_pgleak.session import Session
 
         session = config.stash[_SESSION] = Session(config)
         if hasattr(config.option, "pgleak_mode"):
@@ -85,7 +85,7 @@ def _session(config: pytest.Config) -> Session:
 
 
 def _read_settings(config: pytest.Config) -> Any:
-    from pytest_pgleak.settings import SettingError, read_settings  # noqa: PLC0415 - only when it is needed
+    from pytest_pgleak.settings import SettingError, read_settings
 
     try:
         return read_settings(config)
@@ -121,7 +121,7 @@ def _is_off(config: pytest.Config) -> bool:
 @pytest.hookimpl(tryfirst=True)
 def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, name: str, obj: object) -> None:
     if getattr(getattr(obj, "__code__", None), "co_flags", 0) & 0x80 and collector.istestfunction(obj, name):
-        from pytest_pgleak.async_tests import claim  # noqa: PLC0415 - only for async tests
+        from pytest_pgleak.async_tests import claim
 
         claim(collector, obj)
 
@@ -198,7 +198,7 @@ def pytest_runtest_makereport(
 
 @pytest.hookimpl(trylast=True)
 def pytest_pgleak_server(config: pytest.Config) -> Any:
-    from pytest_pgleak.postgres import start_server  # noqa: PLC0415 - only when a test needs a server
+    from pytest_pgleak.postgres import start_server
 
     return start_server(config)
 
@@ -242,7 +242,7 @@ class SessionEnd:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if not self._entries and not self._notes:
             return
-        from pytest_pgleak.reporting import Reported, summary, write  # noqa: PLC0415 - only when there is something
+        from pytest_pgleak.reporting import Reported, summary, write
 
         title, lines = summary([Reported(**entry) for entry in self._entries], self._notes)
         terminalreporter.section(title)

@@ -50,7 +50,7 @@ def server_plan(settings: Settings) -> Plan:
 
 def start_server(config: pytest.Config) -> Any:
     """Start the server that the settings ask for: the plugin's own answer to ``pytest_pgleak_server``."""
-    from pytest_pgleak.plugin import get_state  # noqa: PLC0415 - the hook's default must not load the plugin twice
+    from pytest_pgleak.plugin import get_state
 
     return start(server_plan(get_state(config).settings))
 
@@ -104,7 +104,7 @@ def worker_database(state: State, server: Postgres, worker: str) -> str:
 
 def fresh_database(state: State, server: Postgres, worker_dsn: str) -> str:
     """Clone the worker's database for one test."""
-    from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415 - only with a server
+    from psycopg.conninfo import conninfo_to_dict
 
     template = str(conninfo_to_dict(worker_dsn).get("dbname"))
     name = f"pgleak_fresh_{uuid.uuid4().hex[:12]}"

@@ -130,7 +130,7 @@ def _request(finding: Finding, others: Sequence[Finding]) -> str:
     text = f"#{request.ordinal} {request.method} {request.path} → {_status(finding)}"
     numbers = [other.request.ordinal for other in others if other.request is not None]
     if numbers:
-        shown = ", ".join(f"#{number}" for number in numbers[:8]) + (", …" if len(numbers) > 8 else "")  # noqa: PLR2004
+        shown = ", ".join(f"#{number}" for number in numbers[:8]) + (", …" if len(numbers) > 8 else "")
         text += f", also {shown}"
     return text
 

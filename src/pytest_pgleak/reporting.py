@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import pytest
 from _pytest._code.code import ReprFileLocation, TerminalRepr  # the only way to colour a failure of one's own
+from _pytest.outcomes import Failed  # pytest.fail.Exception, which mypy does not see as a class
 
 from pytest_pgleak import rendering
 from pytest_pgleak.findings import Finding
@@ -51,7 +51,7 @@ def reported(finding: Finding, nodeid: str, fails: bool, root: Path) -> Reported
     return Reported(finding.kind, where, nodeid, fails, owner)
 
 
-class LeaksFound(pytest.fail.Exception):
+class LeaksFound(Failed):
     """Raised from a checkpoint; pytest shows it as the failure of the phase.
 
     Args:
@@ -121,15 +121,18 @@ def summary(entries: Sequence[Reported], notes: Sequence[str]) -> tuple[str, lis
     lines = [line for group in ordered[:_MOST_PLACES] for line in _group(group)]
     if len(ordered) > _MOST_PLACES:
         lines.append(Line(f"… and {len(ordered) - _MOST_PLACES} more lines of code"))
-    for note in notes:
-        lines.append(Line(f"pgleak: {note}"))
+    lines.extend(Line(f"pgleak: {note}") for note in notes)
     return _title(entries, len(ordered)), lines
 
 
 def _title(entries: Sequence[Reported], places: int) -> str:
     leaks = sum(entry.fails for entry in entries)
     warnings = len(entries) - leaks
-    counts = [f"{number} {word}{'s' if number != 1 else ''}" for number, word in ((leaks, "leak"), (warnings, "warning")) if number]
+    counts = [
+        f"{number} {word}{'s' if number != 1 else ''}"
+        for number, word in ((leaks, "leak"), (warnings, "warning"))
+        if number
+    ]
     if not counts:
         return "pgleak"
     return f"pgleak: {', '.join(counts)} from {places} {'line' if places == 1 else 'lines'} of code"
@@ -141,8 +144,7 @@ def _group(group: Sequence[Reported]) -> list[Line]:
     owner = f"  by {first.owner}" if first.owner else ""
     lines = [Line(f"{len(group):>4} × [{first.kind}] {first.place}{owner}{warning}", "kind" if first.fails else "")]
     tests = list(dict.fromkeys(entry.nodeid for entry in group if entry.nodeid))
-    for nodeid in tests[:_MOST_TESTS]:
-        lines.append(Line(f"         {nodeid}"))
+    lines.extend(Line(f"         {nodeid}") for nodeid in tests[:_MOST_TESTS])
     if len(tests) > _MOST_TESTS:
         lines.append(Line(f"         … and {len(tests) - _MOST_TESTS} more tests"))
     return lines

@@ -117,7 +117,9 @@ def fix(finding: Finding) -> str:
     if finding.kind == TRANSACTION_LEFT_OPEN:
         wait, with_ = ("await ", "async with") if _is_async(finding) else ("", "with")
         if finding.transaction_status == "INERROR":
-            return f"call `{wait}conn.rollback()` when a statement fails, or run it inside `{with_} conn.transaction():`"
+            return (
+                f"call `{wait}conn.rollback()` when a statement fails, or run it inside `{with_} conn.transaction():`"
+            )
         return f"call `{wait}conn.commit()` before it ends, or write inside `{with_} conn.transaction():`"
     return "close it in the test; if it is another process's, leave it: this is a warning"
 

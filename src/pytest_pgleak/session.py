@@ -149,9 +149,7 @@ class Session:
             for rule in self.state.verdict.unused_rules:
                 self.state.note(f"pgleak_ignore: no finding matched `{rule.text}`: remove the line if it is fixed")
 
-    def _end_teardown(
-        self, item: pytest.Item, check: ItemCheck | None, ended: tuple[Owner, ...], failed: bool
-    ) -> None:
+    def _end_teardown(self, item: pytest.Item, check: ItemCheck | None, ended: tuple[Owner, ...], failed: bool) -> None:
         __tracebackhide__ = True
         if check is None and any(self.fixtures.is_watched(owner) for owner in ended):
             # A fixture that checked tests have used ends with one that is not checked.
@@ -211,8 +209,8 @@ class Session:
         return self.state.settings.select == "all" or item.get_closest_marker("pgleak") is not None
 
     def _server(self) -> str:
-        from pytest_pgleak.postgres import server_plan  # noqa: PLC0415 - only for the header
-        from pytest_pgleak.servers import ServerError  # noqa: PLC0415
+        from pytest_pgleak.postgres import server_plan
+        from pytest_pgleak.servers import ServerError
 
         if not self._needs_server:
             return "the application's own"

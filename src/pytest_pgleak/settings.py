@@ -106,7 +106,7 @@ def _levels(lines: Iterable[str]) -> dict[str, Level]:
         if not separator or level not in LEVELS:
             raise SettingError(f"pgleak_levels: {line!r}: expected a line `KIND = fail|warn|off`")
         check_kind(kind, f"pgleak_levels: {line!r}")
-        levels[kind] = level  # type: ignore[assignment]  # checked two lines above
+        levels[kind] = level
     return levels
 
 

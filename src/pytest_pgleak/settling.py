@@ -1,7 +1,7 @@
 """Settle, then judge: look at once, and where something is there look again with growing pauses.
 
-A backend is still in ``pg_stat_activity`` for up to 22 ms after an honest ``close()``, a pool takes a connection back in
-a worker when it has a ``reset``, and a background task may be about to finish. What heals while one waits is no
+A backend is still in ``pg_stat_activity`` for up to 22 ms after an honest ``close()``, a pool takes a connection back
+in a worker when it has a ``reset``, and a background task may be about to finish. What heals while one waits is no
 finding.
 """
 
@@ -79,7 +79,7 @@ def settle(pauses: Generator[float, None, Findings]) -> Findings:
 
 async def settle_async(pauses: Generator[float, None, Findings]) -> Findings:
     """Drive `settling` inside the event loop of the test, so that its tasks can finish meanwhile."""
-    import anyio  # noqa: PLC0415 - an async test has imported its event loop already; a sync one never needs this
+    import anyio
 
     while True:
         try:

@@ -63,13 +63,13 @@ class State:
 
     def psycopg_imported(self, psycopg: ModuleType) -> None:
         """Start to watch connections."""
-        from pytest_pgleak.psycopg_internals import connection_patches  # noqa: PLC0415 - only with psycopg
+        from pytest_pgleak.psycopg_internals import connection_patches
 
         self._patch(lambda: connection_patches(psycopg, self.tracker), psycopg)
 
     def psycopg_pool_imported(self, psycopg_pool: ModuleType) -> None:
         """Start to watch pools."""
-        from pytest_pgleak.psycopg_internals import pool_patches  # noqa: PLC0415 - only with psycopg_pool
+        from pytest_pgleak.psycopg_internals import pool_patches
 
         self._patch(lambda: pool_patches(psycopg_pool, self.tracker), psycopg_pool)
 

@@ -31,7 +31,7 @@ class EventLoops:
 
     def seen(self) -> None:
         """Take note of the running event loop."""
-        import asyncio  # noqa: PLC0415 - whoever calls this runs in an event loop
+        import asyncio
 
         with contextlib.suppress(RuntimeError):  # trio: it keeps its own tasks from outliving anything
             self._loops.add(asyncio.get_running_loop())
@@ -47,7 +47,7 @@ class EventLoops:
     def _tasks(self) -> list[Any]:
         if not self._loops:
             return []
-        import asyncio  # noqa: PLC0415 - there is a loop, so it is imported
+        import asyncio
 
         return [task for loop in list(self._loops) if not loop.is_closed() for task in asyncio.all_tasks(loop)]
 

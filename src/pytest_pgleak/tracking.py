@@ -49,7 +49,9 @@ class Tracker:
         self._finalized: set[int] = set()
         self._holders: dict[int, int] = {}
 
-    def connection_opened(self, connection: Any, facts: Callable[[weakref.ref[Any]], ConnectionFacts], pool: Any) -> None:
+    def connection_opened(
+        self, connection: Any, facts: Callable[[weakref.ref[Any]], ConnectionFacts], pool: Any
+    ) -> None:
         """A connection object came to be, its socket open.
 
         Args:

@@ -24,7 +24,7 @@ def start_owned(plan: Plan) -> RunningServer:
     """
     libpq.pq()
     user = privilege.server_user()
-    assert plan.bindir is not None  # noqa: S101 - for the type checker: these sources have one
+    assert plan.bindir is not None
     bindir = runtime.usable_bindir(plan.bindir, user)
     parent = rundir.choose_parent(user)
     rundir.sweep(parent, user)
@@ -36,7 +36,7 @@ def start_owned(plan: Plan) -> RunningServer:
     except BaseException:
         for lease in leases:
             lease.release()
-        rundir.sweep(parent, user)
+            rundir.sweep(lease.path.parent, user)
         raise
     dsn = conninfo.socket_uri(str(leases[-1].path))
     try:

@@ -107,7 +107,9 @@ def socket_lease(run_dir: Path, user: privilege.OsUser | None) -> Lease | None:
     """
     if len(os.fsencode(f"{run_dir}{_SOCKET}")) <= _MAX_SOCKET_PATH:
         return None
-    return create(Path("/tmp"), user)  # noqa: S108 - mkdtemp; short is what counts here
+    parent = Path("/tmp")  # noqa: S108 - mkdtemp; short is what counts here
+    sweep(parent, user)
+    return create(parent, user)
 
 
 def sweep(parent: Path, user: privilege.OsUser | None) -> None:

@@ -65,7 +65,7 @@ class Supervisor:
 
     def reports(self, timeout: float) -> list[str]:
         """All that it has reported, after waiting up to `timeout` seconds for more; ``gone`` is last when it ended."""
-        assert self._process.stdout is not None  # noqa: S101 - for the type checker: it is a pipe
+        assert self._process.stdout is not None
         fd = self._process.stdout.fileno()
         # Not select(): it refuses descriptors from 1024 on, which a session that leaks may have reached.
         poll = select.poll()
