@@ -15,6 +15,7 @@ from pytest_pgleak.events import ConnectionFacts
 from pytest_pgleak.findings import Finding
 from pytest_pgleak.kinds import TRANSACTION_LEFT_OPEN
 from pytest_pgleak.observers import Observers
+from pytest_pgleak.psycopg_internals import finish
 from pytest_pgleak.views import Ending, View
 
 _PATIENCE: Final = 1.0
@@ -64,7 +65,8 @@ class Healer:
             return
         self._observers.terminate([facts])
         if finding.subject == "checkout" and finding.pool is not None:
-            # The pool finds the connection broken, discards it and opens another: the slot is back.
+            # Given back closed, the pool discards it and opens another: the slot is back.
+            finish(facts)
             _call(finding.pool.facts.reference(), "putconn", facts.is_async, later, facts.reference())
 
     def _heal_pool(self, finding: Finding, view: View, later: list[Callable[[], Awaitable[object]]]) -> None:

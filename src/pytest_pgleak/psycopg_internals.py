@@ -76,6 +76,12 @@ def pool_patches(psycopg_pool: ModuleType, tracker: Tracker) -> Patches:
     )
 
 
+def finish(facts: ConnectionFacts) -> None:
+    """Close a connection on the client's side, without asking its pool or its event loop."""
+    if (connection := facts.reference()) is not None:
+        connection.pgconn.finish()
+
+
 def _connection_facts(connection: Any, reference: weakref.ref[Any]) -> ConnectionFacts:
     pgconn = connection.pgconn
     name = type(connection).__name__

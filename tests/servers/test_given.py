@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -39,10 +40,8 @@ def guarded(server, wait_until):
         conn.execute("set password_encryption = 'scram-sha-256'")
         conn.execute(f"create role guarded login password '{PASSWORD}'")
         [path] = conn.execute("show hba_file").fetchone()
-        with open(path) as file:
-            rules = file.read()
-        with open(path, "w") as file:
-            file.write(f"local all guarded scram-sha-256\n{rules}")
+        hba = Path(path)
+        hba.write_text(f"local all guarded scram-sha-256\n{hba.read_text()}")
         conn.execute("select pg_reload_conf()")
     address = server.dsn.replace("postgres@", "guarded:{}@", 1)
     assert wait_until(lambda: refused(address.format("wrong")))  # the server reloads when it finds the time

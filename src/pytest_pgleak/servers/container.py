@@ -54,23 +54,15 @@ def start_container(plan: Plan) -> RunningServer:
 
 
 def _run(plan: Plan, password: str) -> Any:
+    make = _container_class()
+    image = plan.request.docker_image or DEFAULT_IMAGE
     try:
-        container = (
-            _container_class()(
-                plan.request.docker_image or DEFAULT_IMAGE,
-                username="postgres",
-                password=password,
-                dbname="postgres",
-                driver=None,
-                tmpfs={_DATA: ""},
-            )
-            .with_env("PGDATA", f"{_DATA}/data")
-            .with_command(_COMMAND)
-        )
+        container = make(image, username="postgres", password=password, dbname="postgres", driver=None)
+        container.with_env("PGDATA", f"{_DATA}/data").with_command(_COMMAND)
+        if hasattr(container, "with_tmpfs_mount"):
+            container.with_tmpfs_mount(_DATA)
         # As a context manager it removes a container that did not come up.
         return container.__enter__()
-    except ServerError:
-        raise
     except Exception as error:
         raise ServerError(_failure(plan, error)) from error
 
