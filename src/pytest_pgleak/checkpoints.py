@@ -70,6 +70,7 @@ class Judge:
         def look() -> Findings:
             nonlocal new
             checkpoint.view = self._ledger.view()
+            self._observers.check_roles(self._ledger.roles)
             found = tuple(
                 finding
                 for finding in find(checkpoint.view, NOTHING_KNOWN, checkpoint.question)

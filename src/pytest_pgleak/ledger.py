@@ -62,6 +62,8 @@ class Ledger:
         self._events: deque[Event] = deque()
         self._connections: dict[int, _ConnectionRecord] = {}
         self._pools: dict[int, _PoolRecord] = {}
+        self.roles: set[tuple[tuple[str, str], str]] = set()
+        """Server and user name of every connection that was ever opened."""
         self._past_pids: deque[int] = deque(maxlen=_REMEMBERED_PIDS)
         self._lock = threading.RLock()
         self.record: Callable[[Event], None] = self._events.append
@@ -159,6 +161,7 @@ class Ledger:
         assert event.connection is not None
         assert event.moment is not None
         self._connections[event.subject] = _ConnectionRecord(event.connection, event.moment, event.pool)
+        self.roles.add((event.connection.server, event.connection.user))
 
     def _fold_connection_closed(self, event: Event) -> None:
         if (record := self._connections.get(event.subject)) is not None:

@@ -23,6 +23,7 @@ class Observers:
     def __init__(self) -> None:
         self._by_server: dict[Server, Observer] = {}
         self._servers: dict[str, Server] = {}
+        self._told: set[Server] = set()
         self._blind: dict[Server, str] = {}
         self._before: dict[Server, frozenset[tuple[int, str | None]]] = {}
 
@@ -100,6 +101,28 @@ class Observers:
                 new.extend(row for row in rows if row.identity not in before)
         return tuple(new)
 
+    def check_roles(self, roles: Iterable[tuple[Server, str]]) -> None:
+        """Complain where the application uses a role whose rows the observer may not read.
+
+        Their ``state`` would be NULL, and every look at them would find nothing wrong.
+
+        Args:
+            roles: Server and user name of the connections that the application has opened.
+        """
+        for server, user in roles:
+            observer = self._by_server.get(server)
+            identity = observer.identity if observer is not None else None
+            if identity is not None and not identity.sees_all and identity.user != user:
+                self._blind.setdefault(server, _may_not_see(identity.user, user))
+
+    def take_misconfiguration(self) -> str | None:
+        """Return, once, why the server that the user configured cannot be observed."""
+        for server in self._servers.values():
+            if server in self._blind and server not in self._told:
+                self._told.add(server)
+                return self._blind[server]
+        return None
+
     def look(self, connections: Iterable[ConnectionFacts], new: tuple[Backend, ...] = ()) -> Activity:
         """Read the rows of some connections."""
         wanted: dict[Server, list[int]] = {}
@@ -164,11 +187,7 @@ class Observers:
         identity = observer.identity
         if hidden is None or identity is None:
             return
-        self._blind[server] = (
-            f"role {identity.user!r} may not see what role {hidden.usename!r} does in pg_stat_activity.\n"
-            f"  Let it look: GRANT pg_monitor TO {identity.user};\n"
-            "  or give pgleak another role with --pgleak-dsn (pgleak_dsn, PGLEAK_DSN)."
-        )
+        self._blind[server] = _may_not_see(identity.user, hidden.usename)
 
 
 _NOT_FOR_THE_OBSERVER: Final = frozenset(
@@ -182,6 +201,14 @@ _NOT_FOR_THE_OBSERVER: Final = frozenset(
         "dbname",
     )
 )
+
+
+def _may_not_see(user: str, other: str | None) -> str:
+    return (
+        f"role {user!r} may not see what role {other!r} does in pg_stat_activity.\n"
+        f"  Let it look: GRANT pg_monitor TO {user};\n"
+        "  or give pgleak another role with --pgleak-dsn (pgleak_dsn, PGLEAK_DSN)."
+    )
 
 
 def _parse(dsn: str) -> dict[str, str]:

@@ -163,11 +163,11 @@ def pytest_fixture_post_finalizer(fixturedef: pytest.FixtureDef[Any], request: p
         active.fixtures.finish(fixturedef)
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    __tracebackhide__ = True
     if (active := item.config.stash.get(_SESSION, None)) is not None:
         active.begin_item(item, is_selected=_is_selected(item))
-    return (yield)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -160,6 +160,8 @@ class Session:
 
     def _conclude(self, item: pytest.Item, check: ItemCheck, verdicts: Verdicts, failed: bool) -> None:
         __tracebackhide__ = True
+        if (trouble := self.state.observers.take_misconfiguration()) is not None and not failed:
+            pytest.fail(f"pgleak cannot watch the server of {self.state.settings.dsn_option}: {trouble}", pytrace=False)
         if not verdicts.all:
             return
         item.stash[_ENTRIES] = item.stash.get(_ENTRIES, []) + check.entries(verdicts)
