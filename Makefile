@@ -1,0 +1,51 @@
+# make test and make demo are all that a reader needs; each does its own set-up from a bare Python 3.11 or later.
+
+PYTHON ?= $(shell for v in python3.13 python3.12 python3.11 python3.14 python3; do \
+	$$v -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$v && break; done)
+VENV ?= .venv
+BIN = $(VENV)/bin
+READY = $(VENV)/.ready
+PYTEST_ARGS ?= -n auto
+
+.PHONY: help test test-oldest demo lint types docs docs-check check clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(READY): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed: install it, or say make PYTHON=/path/to/python"; exit 1; }
+	@echo "setting up $(VENV) with $$($(PYTHON) --version) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group dev --editable ".[all]"
+	@touch $@
+
+test: $(READY)  ## run the whole suite (PYTEST_ARGS="-k pool" for a part of it)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-oldest: VENV = .venv-oldest
+test-oldest:  ## run the suite against the oldest versions that are supported
+	@$(MAKE) --no-print-directory VENV=$(VENV) $(VENV)/.ready
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement tests/oldest.txt
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+demo: $(READY)  ## run the demo: first the correct applications, then the leaky ones with their failures
+	$(BIN)/python -m demo_app.run_demo
+
+lint: $(READY)  ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)  ## mypy --strict
+	$(BIN)/mypy
+
+docs: $(READY)  ## paste fresh output into README.md and docs/
+	$(BIN)/python docs/examples.py
+
+docs-check: $(READY)  ## fail if the output in README.md or docs/ is stale
+	$(BIN)/python docs/examples.py --check
+
+check: lint types docs-check test demo  ## everything
+
+clean:  ## remove what make has made
+	rm -rf .venv .venv-oldest build dist .mypy_cache .pytest_cache .ruff_cache
