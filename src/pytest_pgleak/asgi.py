@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from types import CodeType, ModuleType
 from typing import Any, Final
 
+from pytest_pgleak.owners import Owner
 from pytest_pgleak.ownership import Ownership
 from pytest_pgleak.patching import Patch
 from pytest_pgleak.requests import Request
@@ -47,22 +48,31 @@ class AsgiTracking:
         return Patch(applications.Starlette, "__call__", self._wrap_call)
 
     def follow(self, app: App) -> App:
-        """Wrap an application of any framework."""
+        """Wrap an application of any framework. Its lifespan will be charged to whoever is active now."""
+        runner = self._ownership.active
 
         async def followed(scope: Scope, receive: Receive, send: Send) -> None:
-            await self.call(app, scope, receive, send)
+            await self.call(app, scope, receive, send, runner)
 
         return followed
 
-    async def call(self, app: App, scope: Scope, receive: Receive, send: Send) -> None:
-        """Call an application, following the call unless an outer wrapper does."""
+    async def call(self, app: App, scope: Scope, receive: Receive, send: Send, runner: Owner | None = None) -> None:
+        """Call an application, following the call unless an outer wrapper does.
+
+        Args:
+            app: The application.
+            scope: ASGI's.
+            receive: ASGI's.
+            send: ASGI's.
+            runner: Who runs a lifespan; None for whoever is active.
+        """
         if _SEEN in scope or scope["type"] not in ("http", "websocket", "lifespan"):
             await app(scope, receive, send)
             return
         scope[_SEEN] = True
         self._loops.seen()
         if scope["type"] == "lifespan":
-            await self._lifespan(app, scope, receive, send)
+            await self._lifespan(functools.partial(app, scope, receive, send), runner or self._ownership.active)
         else:
             await self._request(app, scope, receive, send)
 
@@ -79,12 +89,11 @@ class AsgiTracking:
 
         return __call__
 
-    async def _lifespan(self, app: App, scope: Scope, receive: Receive, send: Send) -> None:
-        runner = self._ownership.active
-        owner = self._ownership.begin("lifespan", runner.nodeid, runner.fixturename, runner.scope)
+    async def _lifespan(self, run: Callable[[], Awaitable[None]], runner: Owner) -> None:
+        owner = self._ownership.begin_lifespan(runner)
         try:
             with self._ownership.in_lifespan(owner):
-                await app(scope, receive, send)
+                await run()
         finally:
             self._ownership.end(owner)
 

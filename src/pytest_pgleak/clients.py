@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -36,9 +36,11 @@ class HostedApp:
     Args:
         app: The user's application.
         tracking: Follows its requests.
+        started_late: Is told when the first request had to run the start-up.
     """
 
-    def __init__(self, app: App, tracking: AsgiTracking) -> None:
+    def __init__(self, app: App, tracking: AsgiTracking, started_late: Callable[[HostedApp], None]) -> None:
+        self._started_late = started_late
         self._app = tracking.follow(app)
         self._loop: asyncio.AbstractEventLoop | None = None
         self.lifespan = Lifespan(self._app)
@@ -52,27 +54,29 @@ class HostedApp:
         """Answer a request; the first one runs the start-up where no fixture could."""
         if not self.lifespan.is_running and self._loop is None:
             await self.start()
+            self._started_late(self)
         # As uvicorn does it: what the lifespan yielded is each request's own shallow copy.
         scope.setdefault("state", {}).update(self.lifespan.state)
         await self._app(scope, receive, send)
 
-    def stop_late(self) -> None:
-        """Run the shutdown of a lifespan that a request has started, where its loop still can."""
-        if self.lifespan.is_running and self._loop is not None and not self._loop.is_closed():
-            self._loop.run_until_complete(self.lifespan.stop())
+    async def stop_here(self) -> None:
+        """Run the shutdown of a lifespan that a request has started, if that was in this event loop."""
+        if self._loop is asyncio.get_running_loop():
+            await self.lifespan.stop()
 
 
 @contextmanager
-def async_client(request: pytest.FixtureRequest, app: App, tracking: AsgiTracking) -> Iterator[httpx.AsyncClient]:
+def async_client(
+    request: pytest.FixtureRequest, app: App, tracking: AsgiTracking, started_late: Callable[[HostedApp], None]
+) -> Iterator[httpx.AsyncClient]:
     """Host an application for one test and make a client on it."""
     check_application(app)
     module = _httpx()
-    hosted = HostedApp(app, tracking)
+    hosted = HostedApp(app, tracking, started_late)
     client = module.AsyncClient(transport=module.ASGITransport(app=hosted), base_url=BASE_URL)
     with loop_of_test(request) as run:
         if run is None:
             yield client
-            hosted.stop_late()
             return
         run(hosted.start)
         try:
@@ -99,10 +103,7 @@ def sync_client(app: App, tracking: AsgiTracking) -> Iterator[TestClient]:
 def check_application(app: object) -> None:
     """Fail with an explanation where ``pgleak_app`` gave something that cannot be called."""
     if not callable(app):
-        pytest.fail(
-            f"pgleak_app returned {app!r}, which is no ASGI application.\n\n{NO_APPLICATION}",
-            pytrace=False,
-        )
+        pytest.fail(f"pgleak_app returned {app!r}, which is no ASGI application.\n\n{NO_APPLICATION}", pytrace=False)
 
 
 def _httpx() -> Any:

@@ -89,5 +89,6 @@ def _asyncio_loop(request: pytest.FixtureRequest) -> Run | None:
         # Requested from here, the runner is torn down after us.
         runner = request.getfixturevalue(f"_{scope}_scoped_runner")
     except pytest.FixtureLookupError:
-        return None  # another version of pytest-asyncio: the lifespan is run by the first request instead
+        # Another version of pytest-asyncio (1.1 brought the runner): the first request runs the lifespan instead.
+        return None
     return lambda function: runner.run(function())

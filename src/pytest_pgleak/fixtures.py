@@ -58,7 +58,8 @@ def pgleak_client(pgleak_app: Any, request: pytest.FixtureRequest) -> Iterator[h
     from pytest_pgleak.clients import async_client
     from pytest_pgleak.plugin import get_state
 
-    with async_client(request, pgleak_app, get_state(request.config).asgi) as client:
+    state = get_state(request.config)
+    with async_client(request, pgleak_app, state.asgi, state.late_apps.append) as client:
         yield client
 
 

@@ -127,6 +127,9 @@ class ItemCheck:
         findings = await settle_async(self._state.judge.settling(checkpoint))
         for heal in self._tell(findings, checkpoint.view):
             await heal()
+        while self._state.late_apps:
+            # No fixture could hold on to this event loop, so the lifespan must be shut down while it runs.
+            await self._state.late_apps.pop().stop_here()
 
     def _after_call(self) -> Checkpoint:
         assert self.owner is not None

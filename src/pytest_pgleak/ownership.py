@@ -45,9 +45,16 @@ class Ownership:
 
     def begin(self, what: What, nodeid: str = "", fixturename: str | None = None, scope: str | None = None) -> Owner:
         """Make a new owner, without making it the active one."""
-        owner = Owner(next(self._serials), what, nodeid, fixturename, scope, self._stack[-1].serial)
-        if what == "lifespan":
-            self._lifespans[owner.serial] = owner
+        return Owner(next(self._serials), what, nodeid, fixturename, scope, self._stack[-1].serial)
+
+    def begin_lifespan(self, runner: Owner) -> Owner:
+        """Make a new owner for a lifespan that is about to start up.
+
+        Args:
+            runner: The phase or fixture that runs it, and with which it ends at the latest.
+        """
+        owner = Owner(next(self._serials), "lifespan", runner.nodeid, runner.fixturename, runner.scope, runner.serial)
+        self._lifespans[owner.serial] = owner
         return owner
 
     @property

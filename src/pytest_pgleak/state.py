@@ -26,6 +26,7 @@ from pytest_pgleak.tracking import Tracker
 from pytest_pgleak.verdicts import Verdict
 
 if TYPE_CHECKING:
+    from pytest_pgleak.clients import HostedApp
     from pytest_pgleak.patching import Patch, Patches
 
 STATE: Final = pytest.StashKey["State"]()
@@ -57,6 +58,7 @@ class State:
         self.checking = False
         self.own_databases: set[str] = set()
         self.watched_databases: set[tuple[tuple[str, str], str]] = set()
+        self.late_apps: list[HostedApp] = []
         self.after_teardown: list[Callable[[], None]] = []
         self.after_session: list[Callable[[], None]] = []
         self._patches: list[Patch | Patches] = []

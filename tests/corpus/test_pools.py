@@ -83,6 +83,8 @@ def test_session_pool_grows(session_pool):
 
 
 def test_session_pool_drained_and_recycled(session_pool):
+    if not hasattr(session_pool, "drain"):
+        pytest.skip("drain() came with psycopg-pool 3.3")
     session_pool.drain()
     with session_pool.connection() as conn:
         conn.execute("select 1")
