@@ -385,9 +385,10 @@ def own_app_client(dsn):
 
         class Client:
             async def get(self, path):
-                async with app.router.lifespan_context(app), httpx.AsyncClient(
-                    transport=transport, base_url="http://t"
-                ) as client:
+                async with (
+                    app.router.lifespan_context(app),
+                    httpx.AsyncClient(transport=transport, base_url="http://t") as client,
+                ):
                     return await client.get(path)
 
         return Client()

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import functools
+from contextlib import asynccontextmanager, contextmanager
+
+import pytest
+from builders import code
+
+from pytest_pgleak.isolation import is_installed, rolls_back
+
+
+def calls_rollback(conn):
+    yield conn
+    conn.rollback()
+
+
+async def awaits_rollback(conn):
+    yield conn
+    await conn.rollback()
+
+
+def forces_rollback(conn):
+    with conn.transaction(force_rollback=True):
+        yield conn
+
+
+def forces_rollback_among_others(conn):
+    with conn.transaction(savepoint_name="s", force_rollback=True):
+        yield conn
+
+
+def raises_rollback(psycopg, conn):
+    with conn.transaction():
+        yield conn
+        raise psycopg.Rollback
+
+
+@contextmanager
+def rollback_after(conn):
+    yield conn
+    conn.execute("ROLLBACK")
+
+
+def uses_a_helper(conn):
+    with rollback_after(conn):
+        yield conn
+
+
+def rolls_back_inside(conn):
+    def undo():
+        conn.rollback()
+
+    yield conn
+    undo()
+
+
+def deep_inside(conn):
+    def outer():
+        def inner():
+            return conn.rollback()
+
+        return inner
+
+    yield conn
+    outer()()
+
+
+@contextmanager
+def decorated(conn):
+    yield conn
+    conn.rollback()
+
+
+@asynccontextmanager
+async def decorated_async(conn):
+    yield conn
+    await conn.rollback()
+
+
+class Isolation:
+    def method(self, conn):
+        yield conn
+        conn.rollback()
+
+
+def commits(conn):
+    yield conn
+    conn.commit()
+
+
+def only_talks_about_it(conn):
+    """Hands out a connection; a rollback is left to the test."""
+    yield conn
+
+
+def says_so_in_a_message(conn, log):
+    yield conn
+    log("no rollback here")
+
+
+class CallableWithoutCode:
+    def __call__(self):
+        return None
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        calls_rollback,
+        awaits_rollback,
+        forces_rollback,
+        forces_rollback_among_others,
+        raises_rollback,
+        uses_a_helper,
+        rolls_back_inside,
+        deep_inside,
+        decorated,
+        decorated_async,
+        Isolation().method,
+        functools.partial(calls_rollback, None),
+        functools.partial(functools.partial(calls_rollback), None),
+    ],
+)
+def test_a_fixture_that_rolls_back(function):
+    assert rolls_back(function)
+
+
+@pytest.mark.parametrize(
+    "function", [commits, only_talks_about_it, says_so_in_a_message, CallableWithoutCode(), len, functools.partial(len)]
+)
+def test_a_fixture_that_does_not(function):
+    assert not rolls_back(function)
+
+
+def with_file(filename):
+    def function():
+        return None
+
+    function.__code__ = code("function", filename).replace(co_freevars=())
+    return function
+
+
+@pytest.mark.parametrize(
+    ("filename", "expected"),
+    [
+        ("/project/conftest.py", False),
+        ("/venv/lib/python3.12/site-packages/pytest_postgresql/factories/client.py", True),
+        ("/usr/lib/python3/dist-packages/pytest_postgresql/factories/client.py", True),
+    ],
+)
+def test_a_fixture_from_an_installed_package(filename, expected):
+    function = with_file(filename)
+    assert is_installed(function) is expected
+    assert is_installed(functools.partial(function)) is expected
+
+
+def test_what_has_no_code_is_nobodys():
+    assert not is_installed(len)
+    assert not is_installed(CallableWithoutCode())
+
+
+def test_a_wrapper_of_a_package_around_the_users_fixture_is_the_users():
+    user = with_file("/project/conftest.py")
+    wrapper = with_file("/venv/lib/python3.12/site-packages/pytest_asyncio/plugin.py")
+    wrapper.__wrapped__ = user
+    assert not is_installed(wrapper)

@@ -1,0 +1,481 @@
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+
+import pytest
+from builders import (
+    CALL,
+    FIXTURE,
+    LIFESPAN,
+    OTHER,
+    Living,
+    backend,
+    began,
+    checked_out,
+    closed,
+    finalized,
+    gone,
+    opened,
+    pool_closed,
+    pool_gone,
+    pool_opened,
+    returned,
+)
+
+from pytest_pgleak.ledger import Ledger
+from pytest_pgleak.views import Ending
+
+
+def ledger(*events):
+    made = Ledger()
+    for event in events:
+        made.record(event)
+    return made
+
+
+def only(made):
+    (shown,) = made.view().connections
+    return shown
+
+
+def serials(made):
+    return [shown.serial for shown in made.view().connections]
+
+
+def sizes(made):
+    return {name: len(value) for name, value in vars(made).items() if hasattr(value, "__len__")}
+
+
+def test_it_begins_empty():
+    made = Ledger()
+    assert made.view().connections == ()
+    assert made.view().pools == {}
+    assert made.known_pids() == frozenset()
+    assert made.open_connections() == {}
+    assert made.in_transaction() == frozenset()
+
+
+def test_an_open_connection():
+    living = Living("INTRANS")
+    shown = only(ledger(opened(living=living)))
+    assert (shown.serial, shown.ending, shown.pool, shown.checkout) == (10, Ending.OPEN, None, None)
+    assert (shown.opened.owner, shown.transaction_status) == (CALL, "INTRANS")
+
+
+def test_the_transaction_status_is_that_of_now():
+    living = Living("IDLE")
+    made = ledger(opened(living=living))
+    assert made.in_transaction() == frozenset()
+    living.info.transaction_status.name = "INERROR"
+    assert made.in_transaction() == {10}
+    assert only(made).transaction_status == "INERROR"
+
+
+def test_a_closed_connection_is_forgotten_but_its_pid_is_known():
+    made = ledger(opened(pid=4711), closed())
+    assert made.view().connections == ()
+    assert made.known_pids() == {4711}
+
+
+def test_a_connection_that_broke_counts_as_closed():
+    living = Living()
+    made = ledger(opened(living=living))
+    living.closed = True
+    assert only(made).ending is Ending.CLOSED
+    assert made.open_connections() == {}
+
+
+# In a reference cycle the weak reference dies before __del__ runs, otherwise after it.
+@pytest.mark.parametrize("events", [(finalized, gone), (gone, finalized)])
+def test_a_dropped_connection_in_either_order(events):
+    row = backend(4711, backend_xid="739")
+    facts = {finalized: {"backend": row, "after_response": True}, gone: {"after_response": True}}
+    made = ledger(opened(), *(event(**facts[event]) for event in events))
+    shown = only(made)
+    assert shown.ending is Ending.DROPPED
+    assert (shown.transaction_status, shown.backend, shown.after_response) == ("INTRANS", row, True)
+
+
+@pytest.mark.parametrize("events", [(finalized, gone), (gone, finalized)])
+def test_looking_between_the_two_does_no_harm(events):
+    made = ledger(opened())
+    for event in events:
+        made.record(event())
+        made.view()
+    shown = only(made)
+    assert (shown.ending, shown.transaction_status) == (Ending.DROPPED, "INTRANS")
+
+
+def test_it_is_dropped_though_nobody_has_said_so_yet():
+    living = Living()
+    made = ledger(opened(living=living))
+    del living
+    gc.collect()
+    assert only(made).ending is Ending.DROPPED
+    assert made.open_connections() == {}
+
+
+@pytest.mark.parametrize("events", [(closed(), gone()), (gone(), closed()), (closed(), finalized(), gone())])
+def test_what_was_closed_is_not_dropped(events):
+    assert ledger(opened(), *events).view().connections == ()
+
+
+def test_a_connection_that_broke_before_the_garbage_collector_came():
+    """`__del__` finds it closed: the tracker says closed, after the weak reference has said gone."""
+    assert ledger(opened(), gone(), closed()).view().connections == ()
+
+
+def test_what_is_not_known_changes_nothing():
+    made = ledger(closed(), finalized(), gone(), checked_out(), returned(), began(), pool_closed(), pool_gone())
+    assert made.view().connections == ()
+    assert made.view().pools == {}
+
+
+def test_a_serial_that_was_forgotten_stays_forgotten():
+    made = ledger(opened(), closed(), checked_out(), gone(), finalized())
+    assert made.view().connections == ()
+
+
+def test_a_checkout_and_its_return():
+    made = ledger(pool_opened(), opened(pool=20), checked_out(owner=OTHER))
+    assert only(made).checkout.owner == OTHER
+    assert made.view().pools[20].checked_out == 1
+    made.record(returned())
+    assert only(made).checkout is None
+    assert made.view().pools[20].checked_out == 0
+
+
+def test_the_second_of_two_checkouts_is_the_one_that_counts():
+    # Another thread takes it in the moment in which it was given back.
+    made = ledger(pool_opened(), opened(pool=20), checked_out(owner=CALL), returned(), checked_out(owner=OTHER, at=5.0))
+    assert (only(made).checkout.owner, only(made).checkout.at) == (OTHER, 5.0)
+
+
+def test_a_return_that_failed_leaves_it_out():
+    made = ledger(pool_opened(), opened(pool=20), checked_out(), returned(), checked_out(owner=CALL, at=6.0))
+    assert only(made).checkout.at == 6.0
+
+
+def test_a_transaction_began_until_the_connection_is_returned():
+    made = ledger(opened(pool=20), checked_out(), began(owner=OTHER))
+    assert only(made).began.owner == OTHER
+    made.record(returned())
+    assert only(made).began is None
+
+
+def test_an_idle_member_that_dies_is_no_news():
+    for death in ((finalized(), gone()), (gone(), finalized()), (closed(), gone())):
+        assert serials(ledger(pool_opened(), opened(pool=20), *death)) == []
+
+
+@pytest.mark.parametrize("death", [(finalized(), gone()), (gone(), finalized())])
+def test_a_checkout_that_dies_is_kept(death):
+    made = ledger(pool_opened(), opened(pool=20), checked_out(), *death)
+    assert only(made).ending is Ending.DROPPED
+    assert only(made).checkout is not None
+
+
+def test_a_checkout_that_was_closed_is_kept_until_it_is_returned():
+    made = ledger(pool_opened(), opened(pool=20), checked_out(), closed())
+    assert only(made).ending is Ending.CLOSED
+    assert made.view().pools[20].members == 0
+    made.record(returned())
+    assert serials(made) == []
+
+
+def test_a_checkout_that_is_returned_after_it_was_seen_closed():
+    made = ledger(pool_opened(), opened(pool=20), checked_out(), returned(), closed())
+    assert serials(made) == []
+
+
+def test_a_pool_counts_its_open_members_and_its_checkouts():
+    broken = Living()
+    made = ledger(
+        pool_opened(),
+        opened(10, pool=20),
+        opened(11, pool=20),
+        opened(12, pool=20, living=broken),
+        opened(13),
+        checked_out(11),
+        checked_out(12),
+    )
+    broken.closed = True
+    shown = made.view().pools[20]
+    assert (shown.members, shown.checked_out, shown.ending) == (2, 2, Ending.OPEN)
+
+
+def test_a_pool_that_closed_with_checkouts_out_is_named_until_they_are_back():
+    made = ledger(pool_opened(), opened(pool=20), checked_out(), pool_closed())
+    assert made.view().pools[20].ending is Ending.CLOSED
+    assert only(made).checkout is not None
+    made.record(returned())
+    made.record(closed())
+    assert serials(made) == []
+    made.record(pool_opened(21))
+    made.record(pool_closed(21))
+    assert made.view().pools == {}
+
+
+def test_a_pool_that_closed_is_forgotten():
+    assert ledger(pool_opened(), opened(pool=20), closed(), pool_closed()).view().pools == {}
+
+
+def test_a_pool_that_was_opened_again_is_open():
+    made = ledger(pool_opened(), pool_closed(), pool_opened(owner=OTHER, at=7.0))
+    shown = made.view().pools[20]
+    assert (shown.ending, shown.opened.owner) == (Ending.OPEN, OTHER)
+
+
+def test_a_pool_that_was_dropped():
+    assert ledger(pool_opened(), pool_gone()).view().pools[20].ending is Ending.DROPPED
+    living = Living()
+    made = ledger(pool_opened(living=living))
+    del living
+    gc.collect()
+    assert made.view().pools[20].ending is Ending.DROPPED
+
+
+def test_a_pool_that_was_closed_and_then_freed_was_closed():
+    assert (
+        ledger(pool_opened(), opened(pool=20), checked_out(), pool_closed(), pool_gone()).view().pools[20].ending
+        is Ending.CLOSED
+    )
+
+
+def test_a_pool_that_says_it_is_closed():
+    living = Living()
+    made = ledger(pool_opened(living=living))
+    living.closed = True
+    assert made.view().pools[20].ending is Ending.CLOSED
+
+
+def test_what_was_judged_is_not_shown_again():
+    living = Living()
+    made = ledger(opened(10, living=living), opened(11))
+    made.view()
+    made.settle_connection(10)
+    assert serials(made) == [11]
+    made.record(gone(10))
+    assert serials(made) == [11]
+    assert made.known_pids() == {4711}
+
+
+def test_a_settled_drop_is_forgotten():
+    made = ledger(opened(), gone())
+    made.view()
+    made.settle_connection(10)
+    assert made.view().connections == ()
+    assert sizes(made)["_connections"] == 0
+
+
+def test_a_settled_checkout_is_shown_when_it_is_taken_again():
+    made = ledger(pool_opened(), opened(pool=20), checked_out())
+    made.view()
+    made.settle_checkout(10)
+    assert only(made).checkout is None
+    made.record(returned())
+    made.record(checked_out(owner=OTHER))
+    assert only(made).checkout.owner == OTHER
+
+
+def test_a_settled_checkout_still_takes_a_slot():
+    made = ledger(pool_opened(), opened(pool=20), checked_out())
+    made.view()
+    made.settle_checkout(10)
+    assert made.view().pools[20].checked_out == 1
+
+
+def test_a_settled_pool_is_not_shown_again():
+    made = ledger(pool_opened(), opened(pool=20))
+    made.view()
+    made.settle_pool(20)
+    assert made.view().pools == {}
+
+
+@pytest.mark.parametrize("settle", ["settle_connection", "settle_checkout", "settle_pool"])
+def test_settling_what_is_gone_is_harmless(settle):
+    getattr(Ledger(), settle)(99)
+
+
+def test_an_owner_is_forgotten_with_what_is_its():
+    made = ledger(
+        opened(10, owner=CALL),
+        opened(11, owner=OTHER),
+        pool_opened(20, owner=CALL),
+        pool_opened(21, owner=OTHER),
+        opened(12, owner=OTHER, pool=21),
+        checked_out(12, owner=CALL, pool=21),
+    )
+    made.forget_owner(CALL.serial)
+    view = made.view()
+    assert [shown.serial for shown in view.connections] == [11, 12]
+    assert view.connections[1].checkout is None
+    assert list(view.pools) == [21]
+
+
+def test_what_a_forgotten_owner_left_open_is_let_go_of_when_it_closes():
+    made = ledger(opened(10, owner=CALL), pool_opened(20, owner=CALL), opened(11, owner=CALL, pool=20))
+    made.forget_owner(CALL.serial)
+    for event in (closed(10), closed(11), pool_closed(20)):
+        made.record(event)
+    made.view()
+    assert (sizes(made)["_connections"], sizes(made)["_pools"]) == (0, 0)
+
+
+def test_open_connections_are_counted_by_server_and_database():
+    made = ledger(
+        opened(10, dbname="app"),
+        opened(11, dbname="app", pool=20),
+        opened(12, dbname="other"),
+        opened(13, dbname="app", server=("elsewhere", "5432")),
+        opened(14, dbname="app"),
+        closed(14),
+    )
+    assert made.open_connections() == {
+        ("db.example", "5432"): {"app": 2, "other": 1},
+        ("elsewhere", "5432"): {"app": 1},
+    }
+
+
+def test_connections_are_shown_in_the_order_in_which_they_were_opened():
+    assert serials(ledger(opened(12), opened(10), opened(11))) == [12, 10, 11]
+
+
+def test_it_keeps_nothing_alive():
+    living = Living()
+    made = ledger(opened(living=living), pool_opened(living=living))
+    view = made.view()
+    reference = weakref.ref(living)
+    del living
+    gc.collect()
+    assert reference() is None
+    assert view.connections[0].ending is Ending.OPEN, "a view is a picture of its instant"
+
+
+def use_everything(made, number, owner):
+    """What one test may do: a direct connection, a pool with a checkout, a drop, a leak that was judged."""
+    first = number * 10
+    for event in (
+        opened(first, owner, pid=first),
+        closed(first),
+        gone(first),
+        pool_opened(first + 1, owner),
+        opened(first + 2, owner, pool=first + 1, pid=first + 2),
+        checked_out(first + 2, owner, pool=first + 1),
+        began(first + 2, owner),
+        pool_closed(first + 1),
+        returned(first + 2),
+        closed(first + 2),
+        pool_gone(first + 1),
+        opened(first + 3, owner, pid=first + 3),
+        gone(first + 3),
+        finalized(first + 3),
+        opened(first + 4, owner, pid=first + 4, living=Living()),
+        gone(first + 4),
+        pool_opened(first + 5, owner, living=Living()),
+        opened(first + 6, owner, pool=first + 5, pid=first + 6),
+        checked_out(first + 6, owner, pool=first + 5),
+        gone(first + 6),
+        pool_gone(first + 5),
+    ):
+        made.record(event)
+
+
+def test_its_memory_is_bounded_over_ten_thousand_tests():
+    made = Ledger()
+    owners = (CALL, FIXTURE, LIFESPAN, OTHER)
+    before = None
+    for number in range(10_000):
+        owner = owners[number % len(owners)]
+        use_everything(made, number, owner)
+        if number % 2:
+            made.view()
+        made.forget_owner(owner.serial)
+        if number == 2_000:
+            before = sizes(made)
+    assert sizes(made) == before
+    assert sum(before.values()) - before["_past_pids"] <= 10
+    assert before["_past_pids"] <= 4096
+
+
+def test_ten_thousand_connections_of_one_test_leave_nothing():
+    made = Ledger()
+    for number in range(10_000):
+        made.record(opened(number, pid=number))
+        made.record(closed(number))
+    made.view()
+    assert {name: size for name, size in sizes(made).items() if size} == {"_past_pids": 4096, "roles": 1}
+
+
+def test_the_pids_that_are_remembered_are_the_last_ones():
+    made = Ledger()
+    for number in range(10_000):
+        made.record(opened(number, pid=number))
+        made.record(closed(number))
+    pids = made.known_pids()
+    assert 9_999 in pids
+    assert 10_000 - 4096 in pids
+
+
+def test_recording_from_several_threads_loses_nothing():
+    made = Ledger()
+    threads, each = 8, 2_000
+    done = threading.Event()
+    finished = []
+
+    def work(thread):
+        for number in range(each):
+            serial = thread * each + number
+            made.record(opened(serial, pid=serial))
+            made.record(checked_out(serial))
+            made.record(returned(serial))
+            if number % 4:
+                made.record(closed(serial))
+
+    def look():
+        looks = 0
+        while not done.is_set():
+            made.view()
+            made.known_pids()
+            looks += 1
+        finished.append(looks)
+
+    lookers = [threading.Thread(target=look) for _ in range(2)]
+    workers = [threading.Thread(target=work, args=(thread,)) for thread in range(threads)]
+    for thread in (*lookers, *workers):
+        thread.start()
+    for thread in workers:
+        thread.join()
+    done.set()
+    for thread in lookers:
+        thread.join()
+    assert len(finished) == len(lookers), "a look has failed"
+    left = made.view().connections
+    assert len(left) == threads * each // 4
+    assert all(shown.checkout is None for shown in left)
+
+
+def test_recording_inside_of_a_look_does_not_block():
+    """The garbage collector may run anywhere, in the thread that is folding too."""
+
+    class Nasty(Living):
+        def __init__(self, made):
+            super().__init__()
+            self._made = made
+
+        @property
+        def closed(self):
+            self._made.record(gone(99))
+            return False
+
+        @closed.setter
+        def closed(self, value):
+            pass
+
+    made = Ledger()
+    living = Nasty(made)
+    made.record(opened(living=living))
+    assert serials(made) == [10]
+    assert serials(made) == [10]
