@@ -164,6 +164,34 @@ def test_no_async_marker_beside_pytest_asyncio_strict(pytester: pytest.Pytester,
     check(pytester.runpytest_subprocess(f"--pgleak-dsn={server_dsn}", *QUIET))
 
 
+def test_order_of_tests_stays(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+
+        pytestmark = pytest.mark.pgleak
+        ORDER = []
+
+        def test_1(): ORDER.append(1)
+        async def test_2(): ORDER.append(2)
+        def test_3(): ORDER.append(3)
+        async def test_4(): ORDER.append(4)
+        def test_5(): assert ORDER == [1, 2, 3, 4]
+
+        class Base:
+            async def test_inherited(self):
+                pass
+
+        class TestA(Base):
+            pass
+
+        class TestB(Base):
+            pass
+        """
+    )
+    pytester.runpytest_subprocess("-p", "no:asyncio").assert_outcomes(passed=7)
+
+
 def test_own_anyio_backend_is_respected(pytester: pytest.Pytester, server_dsn: str) -> None:
     (pytester.path / "conftest.py").write_text(
         textwrap.dedent(CONFTEST)

@@ -510,6 +510,29 @@ def test_no_leaks_block_and_findings(run: Run) -> None:
     result.assert_outcomes(passed=3)
 
 
+def test_without_any_configuration_the_observer_derives_itself(run: Run, server_dsn: str) -> None:
+    result = run(
+        f"""
+        DSN = {server_dsn!r}
+
+        @pytest.mark.pgleak
+        def test_open():
+            KEPT.append(psycopg.connect(DSN))
+            KEPT[-1].execute("create temporary table t (a int)")
+
+        @pytest.mark.pgleak
+        def test_dropped():
+            psycopg.connect(DSN).execute("create temporary table t (a int)")
+        """,
+        "--pgleak-dsn=host=/nowhere",
+    )
+    result.assert_outcomes(failed=2)
+    assert result.stdout.str().count("idle in transaction") == 2
+    result.stdout.fnmatch_lines(["pgleak: 2 of 2 tests checked; server: the application's own"])
+    # It is not the plugin's database, and nobody allowed to terminate anything in it.
+    assert "terminat" not in result.stdout.str()
+
+
 def test_fresh_database(run: Run) -> None:
     result = run(
         """

@@ -23,5 +23,7 @@ def claim(collector: pytest.Module | pytest.Class, function: Any) -> None:
         pytest.mark.usefixtures("anyio_backend")(function)
         if anyio_backend_is_default(collector):
             # Not once for each backend that is installed: psycopg's async connections know asyncio only.
+            # Function scope, for pytest reorders tests that share a parameter of a wider one. A suite whose async
+            # fixtures live longer says so with an `anyio_backend` of its own, as AnyIO's manual has it.
             asyncio = pytest.param("asyncio", id=pytest.HIDDEN_PARAM)
-            pytest.mark.parametrize("anyio_backend", [asyncio], scope="session")(function)
+            pytest.mark.parametrize("anyio_backend", [asyncio], scope="function")(function)

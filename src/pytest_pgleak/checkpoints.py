@@ -42,6 +42,7 @@ class Judge:
         ledger: What the client did.
         observers: What the servers see.
         loops: Tell whether tasks of the application are still at work.
+        is_connecting: Tells whether a connection is being opened at this moment.
         watched_databases: Server and name of databases to look at even when nothing of them is open here.
     """
 
@@ -50,18 +51,24 @@ class Judge:
         ledger: Ledger,
         observers: Observers,
         loops: EventLoops,
+        is_connecting: Callable[[], bool],
         watched_databases: Callable[[], Iterable[tuple[tuple[str, str], str]]],
     ) -> None:
         self._ledger = ledger
         self._observers = observers
         self._loops = loops
+        self._is_connecting = is_connecting
         self._watched_databases = watched_databases
 
     def begin(self) -> frozenset[int]:
         """Take the snapshot before a test; return which connections are in a transaction already."""
         self._loops.begin()
+        view = self._ledger.view()
+        for connection in view.connections:
+            if (living := connection.facts.reference()) is not None:
+                self._observers.learn(connection.facts, living)
         self._observers.begin(self._watched(), self._ledger.known_pids)
-        return self._ledger.in_transaction()
+        return frozenset(connection.serial for connection in view.connections if connection.in_transaction)
 
     def settling(self, checkpoint: Checkpoint) -> Generator[float, None, Findings]:
         """Judge, with the pauses to make; see `pytest_pgleak.settling.settling`."""
@@ -82,7 +89,7 @@ class Judge:
                 found += find(View(), activity, checkpoint.question)
             return found
 
-        found = yield from settling(look, checkpoint.grace, self._loops.have_new_tasks)
+        found = yield from settling(look, checkpoint.grace, self._loops.have_new_tasks, self._is_connecting)
         if not found:
             return ()
         return self._with_server(found, checkpoint, new)

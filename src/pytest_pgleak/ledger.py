@@ -97,10 +97,6 @@ class Ledger:
                     databases[record.facts.dbname] = databases.get(record.facts.dbname, 0) + 1
         return counts
 
-    def in_transaction(self) -> frozenset[int]:
-        """Return the serials of the connections in which a transaction is open now."""
-        return frozenset(connection.serial for connection in self.view().connections if connection.in_transaction)
-
     def settle_connection(self, serial: int) -> None:
         """Note that a connection was judged: it will not be shown again."""
         with self._lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any, Final
@@ -21,6 +22,7 @@ class Observers:
     """Finds the observer for a connection, and asks all of them at a checkpoint."""
 
     def __init__(self) -> None:
+        self._process = os.getpid()
         self._by_server: dict[Server, Observer] = {}
         self._servers: dict[str, Server] = {}
         self._told: set[Server] = set()
@@ -68,6 +70,8 @@ class Observers:
         """Look at the row of a connection that is about to be closed by the garbage collector."""
         if sys.is_finalizing() or facts.server in self._blind or not facts.backend_pid:
             return None
+        if self._process != os.getpid():
+            return None  # a forked child: what it drops is its parent's, and still in use there
         self.learn(facts, connection)
         return self._by_server[facts.server].row_now(facts.backend_pid)
 
@@ -127,6 +131,8 @@ class Observers:
         """Read the rows of some connections."""
         wanted: dict[Server, list[int]] = {}
         for facts in connections:
+            if (living := facts.reference()) is not None:
+                self.learn(facts, living)
             if facts.backend_pid:
                 wanted.setdefault(facts.server, []).append(facts.backend_pid)
         rows: list[Backend] = []

@@ -7,6 +7,8 @@ why it is needed all the same:
   ``connect`` that somebody imported by name before the patch. ``connect`` itself is bound into the ``psycopg``
   namespace at import and cannot be replaced for everybody.
 - ``ConnectionPool._connect``: the only place that knows for which pool a worker opens a connection.
+- ``BaseConnection._connect_gen``: runs while a connection is being opened. A task that outlives its test may be in
+  the middle of it when the test ends. Where it is missing, a fixed moment is waited instead.
 - ``BaseConnection._get_tx_start_command``: where each transaction begins, implicit or not. Where it is missing, the
   findings about transactions say where the connection was opened instead.
 - ``Connection._pool``: set while a connection is checked out, None while it idles in its pool, absent otherwise;
@@ -44,9 +46,12 @@ def connection_patches(psycopg: ModuleType, tracker: Tracker) -> Patches:
     base = psycopg.BaseConnection
     if not all(hasattr(base, name) for name in ("__del__", "closed", "info")):
         raise AttributeError(f"{base!r} has no __del__, closed or info")
-    begin = Patch(base, "_get_tx_start_command", functools.partial(_wrap_begin, tracker))
+    optional = (
+        Patch(base, "_get_tx_start_command", functools.partial(_wrap_begin, tracker)),
+        Patch(base, "_connect_gen", functools.partial(_wrap_connect_gen, tracker)),
+    )
     return Patches(
-        *((begin,) if hasattr(base, "_get_tx_start_command") else ()),
+        *(patch for patch in optional if hasattr(base, patch.name)),
         Patch(base, "__init__", functools.partial(_wrap_connection_init, tracker)),
         Patch(base, "__del__", functools.partial(_wrap_connection_del, tracker)),
         Patch(psycopg.Connection, "close", functools.partial(_wrap_close, tracker)),
@@ -121,6 +126,19 @@ def _wrap_connection_del(tracker: Tracker, original: Method) -> Method:
             original(self)
 
     return __del__
+
+
+def _wrap_connect_gen(tracker: Tracker, original: Method) -> Any:
+    function = original.__func__  # type: ignore[attr-defined]  # a bound class method
+
+    @functools.wraps(function)
+    def _connect_gen(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if _opening_pool.get() is not None:
+            return (yield from function(cls, *args, **kwargs))  # a pool that grows is nothing to wait for
+        with tracker.connecting():
+            return (yield from function(cls, *args, **kwargs))
+
+    return classmethod(_connect_gen)
 
 
 def _wrap_begin(tracker: Tracker, original: Method) -> Method:

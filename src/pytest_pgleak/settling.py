@@ -21,13 +21,16 @@ _LONGEST_PAUSE: Final = 0.05
 _MOST_LOOKS: Final = 60
 _BUSY_PAUSE: Final = 0.002
 _BUSY_FOR: Final = 0.05
-"""Seconds: opening a connection takes 2 to 5 ms on the same machine."""
+"""Seconds that a task gets to begin with a connection; opening it takes 2 to 5 ms on the same machine."""
 _COLLECT_AFTER: Final = 3
 """Looks before the garbage collector runs: what only a reference cycle holds is dropped, not still open."""
 
 
 def settling(
-    look: Callable[[], Findings], grace: float, is_busy: Callable[[], bool] = lambda: False
+    look: Callable[[], Findings],
+    grace: float,
+    is_busy: Callable[[], bool] = lambda: False,
+    is_connecting: Callable[[], bool] = lambda: False,
 ) -> Generator[float, None, Findings]:
     """Yield the pauses to make between looks; return what was still there in the end.
 
@@ -38,6 +41,7 @@ def settling(
         grace: Longest time to wait in all, seconds.
         is_busy: Tells whether something that the test has begun is still at work. A task may be just about to open
             the connection that it will keep, so a clean first look is not the last one then.
+        is_connecting: Tells whether a connection is being opened at this moment.
 
     Yields:
         Seconds to wait.
@@ -45,10 +49,18 @@ def settling(
     Returns:
         The findings that did not go away.
     """
-    findings = look()
     start_at = time.monotonic()
-    while not findings and is_busy() and time.monotonic() < start_at + min(grace, _BUSY_FOR):
+
+    def may_open_more() -> bool:
+        waited = time.monotonic() - start_at
+        return waited < grace and (is_connecting() or (waited < _BUSY_FOR and is_busy()))
+
+    # Asked before each look: what was opened by then, the look sees.
+    more = may_open_more()
+    findings = look()
+    while more and not findings:
         yield _BUSY_PAUSE
+        more = may_open_more()
         findings = look()
     pause = _FIRST_PAUSE
     give_up_at = time.monotonic() + grace

@@ -50,7 +50,13 @@ class State:
         self.requests = itertools.count(1)
         self.loops = EventLoops()
         self.asgi = AsgiTracking(self.ownership, lambda: next(self.requests), self.loops)
-        self.judge = Judge(self.ledger, self.observers, self.loops, lambda: self.watched_databases)
+        self.judge = Judge(
+            self.ledger,
+            self.observers,
+            self.loops,
+            lambda: self.tracker.is_connecting,
+            lambda: self.watched_databases,
+        )
         self.healer = Healer(self.observers, self.may_terminate)
         self.verdict = Verdict(lambda: self.settings, config.hook.pytest_pgleak_ignore, config.rootpath)
         self.reported: list[Reported] = []

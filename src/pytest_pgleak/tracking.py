@@ -7,7 +7,8 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -47,6 +48,7 @@ class Tracker:
         # InternalDocs/garbage_collector.md): who comes second finds here what the first one knew.
         self._dying: dict[int, tuple[int, ConnectionFacts | None]] = {}
         self._finalized: set[int] = set()
+        self._connecting: set[object] = set()
         self._holders: dict[int, int] = {}
 
     def connection_opened(
@@ -68,6 +70,21 @@ class Tracker:
         moment = self._moment()
         self._holders[serial] = moment.owner.serial
         self._record(Event(EventKind.CONNECTION_OPENED, serial, moment, pool=pool_serial, connection=known))
+
+    @contextmanager
+    def connecting(self) -> Iterator[None]:
+        """A connection is being opened, by somebody else than a pool."""
+        token = object()
+        self._connecting.add(token)
+        try:
+            yield
+        finally:
+            self._connecting.discard(token)
+
+    @property
+    def is_connecting(self) -> bool:
+        """Whether a connection is being opened now."""
+        return bool(self._connecting)
 
     def connection_closed(self, connection: Any) -> None:
         """``close()`` has closed a connection."""
