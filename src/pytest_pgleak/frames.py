@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import site
 import sys
 import sysconfig
@@ -17,7 +18,7 @@ RawStack = tuple[tuple[CodeType, int], ...]
 
 _DEEPEST: Final = 150
 _INSTALLED: Final = ("site-packages", "dist-packages")
-_THIS_PACKAGE: Final = str(Path(__file__).parent)
+_THIS_PACKAGE: Final = str(Path(__file__).parent) + os.sep
 _ASGI: Final = str(Path(__file__).with_name("asgi.py"))
 
 

@@ -38,7 +38,7 @@ class IgnoreRule:
 
 def parse_rule(line: str) -> IgnoreRule | None:
     """Read ``KIND GLOB::FUNCTION``; ``::FUNCTION`` may be left out. None for anything else."""
-    kind, _, place = line.strip().partition(" ")
+    kind, place = (*line.split(None, 1), "", "")[:2]
     glob, separator, function = place.strip().rpartition("::")
     if not separator:
         glob, function = function, "*"

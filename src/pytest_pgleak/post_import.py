@@ -45,8 +45,13 @@ class PostImportHook(MetaPathFinder):
         finally:
             self._finding.discard(fullname)
         if spec is not None and spec.loader is not None:
-            spec.loader = _CallingLoader(spec.loader, self._callbacks.pop(fullname))
+            spec.loader = _CallingLoader(spec.loader, self._imported)
         return spec
+
+    def _imported(self, module: ModuleType) -> None:
+        # Only now: finding a spec is no import, and an import may fail and be tried again.
+        if (callback := self._callbacks.pop(module.__name__, None)) is not None:
+            callback(module)
 
 
 def _find_elsewhere(

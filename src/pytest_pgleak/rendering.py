@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from pytest_pgleak.sql import one_line
 
 _LABEL: Final = 10
 _CALLERS: Final = 2
+# A password in a URI, in a conninfo string, as a keyword argument.
+_PASSWORD: Final = re.compile(r"""(://[^:/@\s'"]*:)[^@\s'"]+(?=@)|(password\s*=\s*['"]?)[^\s'",)&]+""", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +109,11 @@ def _origin(finding: Finding, root: Path) -> list[Line]:
     lines = [_line(sentences.verb(finding), f"{where:<40} {context}".rstrip() if context else where)]
     source = linecache.getline(finding.origin.filename, finding.origin.lineno).strip()
     if source:
-        lines.append(Line(" " * (_LABEL + 6) + source, "source"))
+        shown = _PASSWORD.sub(lambda match: (match[1] or match[2]) + "…", source)
+        lines.append(Line(" " * (_LABEL + 6) + shown, "source"))
     callers = [place(frame, root) for frame in finding.stack[1 : 1 + _CALLERS]]
-    if callers and finding.dependency is None:
+    opened_elsewhere = finding.opened is not None and finding.opened != finding.origin
+    if callers and finding.dependency is None and not opened_elsewhere:
         lines.append(_line("called by", ", ".join(callers)))
     if finding.opened is not None and finding.opened != finding.origin:
         lines.append(_line("opened", place(finding.opened, root)))

@@ -126,7 +126,7 @@ def fix(finding: Finding) -> str:
 
 def _fix_connection(finding: Finding) -> str:
     if _is_async(finding):
-        opening = f"async with await psycopg.{_class(finding, 'AsyncConnection')}.connect(…) as conn:"
+        opening = f"async with await {_class(finding, 'psycopg.AsyncConnection')}.connect(…) as conn:"
     else:
         opening = "with psycopg.connect(…) as conn:"
     if finding.task is not None:
@@ -169,4 +169,4 @@ def _is_async(finding: Finding) -> bool:
 
 def _class(finding: Finding, default: str) -> str:
     known = finding.connection.class_name if finding.connection else default
-    return known if known.startswith("Async") else default
+    return known if known.startswith("Async") and known != "AsyncConnection" else default

@@ -8,12 +8,16 @@ from typing import Final
 _WIDTH: Final = 100
 
 # PostgreSQL manual, section 4.1.2: quoted strings with '' (and \\' in E'…'), dollar-quoted strings, numbers.
-_VALUES: Final = re.compile(
+_TOKENS: Final = re.compile(
     r"""
-    [eE]'(?:[^'\\]|''|\\.)*(?:'|$)
-  | (?:\b[uUbBxXnN]&?)?'(?:[^']|'')*(?:'|$)
-  | \$(?P<tag>[A-Za-z_]*)\$.*?(?:\$(?P=tag)\$|$)
-  | (?<![\w$."])[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?(?![\w"])
+    (?P<comment>--[^\n]*|/\*.*?(?:\*/|$))
+  | (?P<name>"(?:[^"]|"")*(?:"|$))
+  | (?P<text>
+      \b[eE]'(?:[^'\\]|''|\\.)*(?:\\?$|')
+    | (?:\b[uUbBxXnN]&?)?'(?:[^']|'')*(?:'|$)
+    | (?<![\w$])\$(?P<tag>(?:[^\W\d]\w*)?)\$.*?(?:\$(?P=tag)\$|$)
+    )
+  | (?<![\w$."])[+-]?(?:0[xXoObB][\da-fA-F_]+|\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][+-]?\d+)?(?![\w"])
     """,
     re.VERBOSE | re.DOTALL,
 )
@@ -29,9 +33,13 @@ def one_line(statement: str, width: int = _WIDTH) -> str:
         statement: SQL, possibly cut off in the middle by ``track_activity_query_size``.
         width: Longest result, in characters.
     """
-    text = " ".join(_VALUES.sub(_mask, statement).split())
+    text = " ".join(_TOKENS.sub(_mask, statement).split())
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def _mask(match: re.Match[str]) -> str:
-    return "…" if match.group()[-1].isdigit() or match.group()[-1] == "." else "'…'"
+    if match["comment"]:
+        return " "
+    if match["name"]:
+        return match["name"]
+    return "'…'" if match["text"] else "…"

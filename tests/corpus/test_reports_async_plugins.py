@@ -129,45 +129,6 @@ class TestClassLoop:
         await class_conn.execute("select 1")
 
 
-@pytest_asyncio.fixture
-async def worker(dsn):
-    """A task of the fixture's, that connects when the loop lets it: during the test."""
-    stop = asyncio.Event()
-
-    async def work():
-        async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
-            await conn.execute("listen reports")
-            await stop.wait()
-
-    task = asyncio.create_task(work())
-    yield task
-    stop.set()
-    await task
-
-
-@pytest.mark.asyncio
-async def test_worker_of_a_fixture(worker):
-    await asyncio.sleep(0.05)
-
-
-@pytest_asyncio.fixture
-async def connect(dsn):
-    opened = []
-
-    async def connect():
-        opened.append(await psycopg.AsyncConnection.connect(dsn))
-        return opened[-1]
-
-    yield connect
-    for conn in opened:
-        await conn.close()
-
-
-@pytest.mark.asyncio
-async def test_async_factory(connect):
-    await (await connect()).execute("select 1")
-
-
 # -- AnyIO ------------------------------------------------------------------------------------------------------
 
 
@@ -231,7 +192,7 @@ class TestUnittestCleanup(unittest.TestCase):
         self.addCleanup(self.conn.close)
 
     def test_clean(self):
-        self.conn.execute("insert into item(name) values ('x')")
+        self.conn.execute("select 1")
 
 
 class TestUnittestForgets(unittest.TestCase):

@@ -1,8 +1,5 @@
 """Fixtures as suites really have them: who answers, and when. `# leaks` is the line to be named."""
 
-import contextlib
-import threading
-
 import psycopg
 import psycopg_pool
 import pytest
@@ -85,24 +82,9 @@ def test_usefixtures():
     pass
 
 
-@expect("connection-not-closed")
-def test_getfixturevalue_leak(request):
-    request.getfixturevalue("forgets")
-
-
 def test_getfixturevalue(request):
     request.getfixturevalue("closes").execute("select 1")
     request.getfixturevalue("closes").commit()
-
-
-@pytest.fixture
-def asks_for_another(request):
-    return request.getfixturevalue("forgets")
-
-
-@expect("connection-not-closed")
-def test_fixture_asks_for_another(asks_for_another):
-    pass
 
 
 @pytest.fixture
@@ -134,96 +116,6 @@ def test_one_of(one_of):
 
 
 # -- fixtures that hand out what the test opens, and clean up after it -------------------------------------------
-
-
-@pytest.fixture
-def connect(dsn):
-    """A factory: opens during the test, closes afterwards."""
-    opened = []
-
-    def connect():
-        opened.append(psycopg.connect(dsn))
-        return opened[-1]
-
-    yield connect
-    for conn in opened:
-        conn.close()
-
-
-def test_factory(connect):
-    connect().execute("select 1")
-    connect().execute("select 1")
-
-
-@pytest.fixture
-def stack():
-    with contextlib.ExitStack() as stack:
-        yield stack
-
-
-def test_exit_stack_fixture(stack, dsn):
-    stack.enter_context(psycopg.connect(dsn)).execute("select 1")
-
-
-def test_finalizer_of_the_test(request, dsn):
-    conn = psycopg.connect(dsn)
-    request.addfinalizer(conn.close)
-    conn.execute("select 1")
-
-
-class LazyDatabase:
-    def __init__(self, dsn):
-        self.dsn = dsn
-        self._conn = None
-
-    @property
-    def conn(self):
-        if self._conn is None:
-            self._conn = psycopg.connect(self.dsn, autocommit=True)
-        return self._conn
-
-    def close(self):
-        if self._conn is not None:
-            self._conn.close()
-
-
-@pytest.fixture
-def lazy(dsn):
-    database = LazyDatabase(dsn)
-    yield database
-    database.close()
-
-
-def test_lazy(lazy):
-    lazy.conn.execute("select 1")
-
-
-@pytest.fixture(scope="module")
-def lazy_module(dsn):
-    database = LazyDatabase(dsn)
-    yield database
-    database.close()
-
-
-def test_lazy_module_first(lazy_module):
-    lazy_module.conn.execute("select 1")
-
-
-def test_lazy_module_second(lazy_module):
-    lazy_module.conn.execute("select 1")
-
-
-@pytest.fixture
-def lazy_pool(dsn):
-    pool = psycopg_pool.ConnectionPool(dsn, min_size=1, open=False)
-    yield pool
-    pool.close()
-
-
-def test_pool_opened_by_the_test_closed_by_its_fixture(lazy_pool):
-    lazy_pool.open()
-    with lazy_pool.connection() as conn:
-        conn.execute("select 1")
 
 
 @pytest.fixture
@@ -263,57 +155,6 @@ def sql_begin_rollback(dsn):
 
 def test_isolated_by_sql(sql_begin_rollback):
     sql_begin_rollback.execute("insert into item(name) values ('x')")
-
-
-@pytest.fixture
-def sql_rollback_only(dsn):
-    conn = psycopg.connect(dsn)
-    yield conn
-    conn.execute("ROLLBACK")
-    conn.close()
-
-
-def test_isolated_by_sql_rollback_only(sql_rollback_only):
-    sql_rollback_only.execute("insert into item(name) values ('x')")
-
-
-@contextlib.contextmanager
-def rolled_back(conn):
-    try:
-        yield conn
-    finally:
-        conn.rollback()
-
-
-@pytest.fixture
-def isolated_by_helper(module_conn):
-    with rolled_back(module_conn) as conn:
-        yield conn
-
-
-def test_isolated_by_helper(isolated_by_helper):
-    isolated_by_helper.execute("insert into item(name) values ('x')")
-
-
-class Sandbox:
-    def __init__(self, conn):
-        self.conn = conn
-
-    def __enter__(self):
-        return self.conn
-
-    def __exit__(self, *_):
-        self.conn.rollback()
-
-
-@pytest.fixture
-def sandboxed(module_conn):
-    with Sandbox(module_conn) as conn:
-        yield conn
-
-
-def test_isolated_by_class(sandboxed):
-    sandboxed.execute("insert into item(name) values ('x')")
 
 
 @pytest.fixture
@@ -359,23 +200,6 @@ def truncates(dsn):
 
 def test_autocommit_and_truncate(truncates):
     truncates.execute("insert into item(name) values ('x')")
-
-
-class TestXunitStyle:
-    def setup_method(self):
-        self.conn = None
-
-    def teardown_method(self):
-        if self.conn is not None:
-            self.conn.rollback()
-            self.conn.close()
-
-    @pytest.fixture(autouse=True)
-    def connected(self, dsn):
-        self.conn = psycopg.connect(dsn)
-
-    def test_isolated(self):
-        self.conn.execute("insert into item(name) values ('x')")
 
 
 class TestAutouseIsolationInAClass:
@@ -460,33 +284,6 @@ def test_pool_outlives_database(pool_outlives_database):
 
 
 @pytest.fixture
-def listener(dsn):
-    """A thread that opens its own connection whenever the operating system lets it."""
-    stop = threading.Event()
-    go = threading.Event()
-
-    def listen():
-        go.wait()
-        with psycopg.connect(dsn, autocommit=True) as conn:
-            conn.execute("listen reports")
-            KEPT.append(conn.info.backend_pid)
-            stop.wait()
-
-    thread = threading.Thread(target=listen)
-    thread.start()
-    yield go
-    stop.set()
-    thread.join()
-
-
-def test_listener_thread_of_a_fixture(listener, dsn):
-    before = len(KEPT)
-    listener.set()
-    while len(KEPT) == before:
-        pass
-
-
-@pytest.fixture
 def listener_in_setup(dsn):
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute("listen reports")
@@ -559,16 +356,3 @@ def leaks_in_finalizer(dsn, request):
 @expect("connection-dropped")
 def test_leak_in_finalizer(leaks_in_finalizer):
     pass
-
-
-def setup_module(module):
-    module.XUNIT = {}
-
-
-def teardown_module(module):
-    for conn in module.XUNIT.values():
-        conn.close()
-
-
-def test_module_state_closed_by_teardown_module(dsn):
-    XUNIT["conn"] = psycopg.connect(dsn, autocommit=True)  # noqa: F821 - made by setup_module

@@ -92,96 +92,11 @@ def lifespans(dsn):  # noqa: C901 - a collection
             await task
 
     @contextlib.asynccontextmanager
-    async def poller_clean(app):
-        """A queue worker: in a transaction most of the time."""
-        stop = asyncio.Event()
-
-        async def poll():
-            async with await psycopg.AsyncConnection.connect(dsn) as conn:
-                while not stop.is_set():
-                    async with conn.transaction():
-                        await conn.execute("select id from item for update skip locked limit 1")
-                        with contextlib.suppress(TimeoutError):
-                            await asyncio.wait_for(stop.wait(), 30)
-
-        task = asyncio.create_task(poll())
-        yield
-        stop.set()
-        await task
-
-    @contextlib.asynccontextmanager
-    async def pooled_poller_clean(app):
-        stop = asyncio.Event()
-
-        async def poll(pool):
-            while not stop.is_set():
-                async with pool.connection() as conn:
-                    await conn.execute("select id from item for update skip locked limit 1")
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(stop.wait(), 30)
-
-        async with psycopg_pool.AsyncConnectionPool(dsn, min_size=1, max_size=4, open=False) as app.state.pool:
-            task = asyncio.create_task(poll(app.state.pool))
-            yield
-            stop.set()
-            await task
-
-    @contextlib.asynccontextmanager
-    async def ticking_clean(app):
-        async def tick():
-            while True:
-                async with await psycopg.AsyncConnection.connect(dsn) as conn:
-                    await conn.execute("select 1")
-                    await asyncio.sleep(0.2)
-
-        task = asyncio.create_task(tick())
-        yield
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-
-    @contextlib.asynccontextmanager
-    async def thread_clean(app):
-        stop = threading.Event()
-
-        def work():
-            time.sleep(0.02)
-            with psycopg.connect(dsn, autocommit=True) as conn:
-                conn.execute("listen reports")
-                stop.wait()
-
-        thread = threading.Thread(target=work)
-        thread.start()
-        yield
-        stop.set()
-        await asyncio.to_thread(thread.join)
-
-    @contextlib.asynccontextmanager
     async def advisory_lock_clean(app):
         """Leader election: a session lock and an open snapshot, held on purpose."""
         async with await psycopg.AsyncConnection.connect(dsn) as conn:
             await conn.execute("select pg_advisory_lock(4242)")
             yield
-
-    @contextlib.asynccontextmanager
-    async def lazy_pool_clean(app):
-        """Made at start-up, opened by whoever comes first, closed at shutdown."""
-
-        class Lazy:
-            pool = None
-
-            @contextlib.asynccontextmanager
-            async def connection(self):
-                if self.pool is None:
-                    self.pool = psycopg_pool.AsyncConnectionPool(dsn, min_size=1, max_size=4, open=False)
-                    await self.pool.open()
-                async with self.pool.connection() as conn:
-                    yield conn
-
-        app.state.pool = Lazy()
-        yield
-        if app.state.pool.pool is not None:
-            await app.state.pool.pool.close()
 
     @contextlib.asynccontextmanager
     async def closes_with_checkout_out(app):
@@ -203,12 +118,7 @@ CASES = [
     pytest.param("migrations_leaky", marks=expect("connection-dropped")),
     "migrations_clean",
     "listener_clean",
-    "poller_clean",
-    "pooled_poller_clean",
-    "ticking_clean",
-    "thread_clean",
     "advisory_lock_clean",
-    "lazy_pool_clean",
     pytest.param("closes_with_checkout_out", marks=expect("connection-not-returned")),
 ]
 

@@ -65,7 +65,12 @@ def test_configure_check_and_reset(dsn):
         conn.execute("reset all")
 
     with psycopg_pool.ConnectionPool(
-        dsn, min_size=1, open=False, configure=configure, reset=reset, check=psycopg_pool.ConnectionPool.check_connection
+        dsn,
+        min_size=1,
+        open=False,
+        configure=configure,
+        reset=reset,
+        check=psycopg_pool.ConnectionPool.check_connection,
     ) as pool:
         for _ in range(3):
             with pool.connection() as conn:
@@ -109,9 +114,11 @@ def test_configure_fails(dsn):
     def configure(conn):
         conn.execute("select 1/0")
 
-    with psycopg_pool.ConnectionPool(dsn, min_size=1, open=False, configure=configure, reconnect_timeout=0.1) as pool:
-        with pytest.raises(psycopg_pool.PoolTimeout):
-            pool.wait(timeout=0.1)
+    with (
+        psycopg_pool.ConnectionPool(dsn, min_size=1, open=False, configure=configure, reconnect_timeout=0.1) as pool,
+        pytest.raises(psycopg_pool.PoolTimeout),
+    ):
+        pool.wait(timeout=0.1)
 
 
 def test_closed_by_hand_in_the_block(pool):
@@ -150,10 +157,13 @@ def test_close_returns_but_nobody_closes(dsn):
 
 
 def test_two_pools(dsn, pool):
-    with psycopg_pool.ConnectionPool(dsn, min_size=1, open=False) as other:
-        with pool.connection() as first, other.connection() as second:
-            first.execute("select 1")
-            second.execute("select 1")
+    with (
+        psycopg_pool.ConnectionPool(dsn, min_size=1, open=False) as other,
+        pool.connection() as first,
+        other.connection() as second,
+    ):
+        first.execute("select 1")
+        second.execute("select 1")
 
 
 def test_subclass_that_overrides_connection(dsn):
@@ -181,9 +191,11 @@ class Counted(psycopg.Connection):
 
 
 def test_pool_of_a_subclass(dsn):
-    with psycopg_pool.ConnectionPool(dsn, min_size=1, open=False, connection_class=Counted) as pool:
-        with pool.connection() as conn:
-            assert isinstance(conn, Counted)
+    with (
+        psycopg_pool.ConnectionPool(dsn, min_size=1, open=False, connection_class=Counted) as pool,
+        pool.connection() as conn,
+    ):
+        assert isinstance(conn, Counted)
 
 
 @expect("connection-not-returned")
@@ -234,7 +246,7 @@ def test_error_paths_drain_the_pool(pool):
 @expect("pool-not-closed", "pool-not-closed")
 def test_two_pools_forgotten(dsn):
     for name in ("one", "two"):
-        KEPT.append(psycopg_pool.ConnectionPool(dsn, min_size=1, open=True, name=name))  # leaks
+        KEPT.append(psycopg_pool.ConnectionPool(dsn, min_size=1, open=True, name=name))  # leaks  # noqa: PERF401
 
 
 @expect("pool-not-closed", "connection-not-returned")

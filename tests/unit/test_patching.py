@@ -210,7 +210,7 @@ def test_only_what_the_module_lists_is_touched():
     for patches in both:
         patches.off()
     pool_methods = {"__init__", "open", "close", "_connect", "getconn", "putconn"}
-    assert touched - {("BaseConnection", "_get_tx_start_command")} == {
+    assert touched - {("BaseConnection", "_get_tx_start_command"), ("BaseConnection", "_connect_gen")} == {
         ("BaseConnection", "__init__"),
         ("BaseConnection", "__del__"),
         ("Connection", "close"),

@@ -182,11 +182,30 @@ def test_being_busy_does_not_outlast_the_grace(clock):
     assert clock.waited == 0.0
 
 
-def test_nobody_asks_whether_it_is_busy_when_there_is_something(clock):
-    def is_busy():
-        raise AssertionError("not asked")
+def test_what_is_found_at_once_waits_for_nobody(clock):
+    settle(settling(looks((DROPPED,)), 0.5, lambda: True, lambda: True))
+    assert clock.waited == 0.0
 
-    settle(settling(looks((DROPPED,)), 0.5, is_busy))
+
+def test_a_connection_that_is_being_opened_is_waited_for(clock):
+    opening = iter([True] * 200 + [False] * 2)
+    found = settle(
+        settling(lambda: (DROPPED,) if clock.waited > 0.3 else (), 0.5, lambda: False, lambda: next(opening))
+    )
+    assert found == (DROPPED,)
+
+
+def test_the_last_look_comes_after_the_last_question(clock):
+    # It is opened right after the first look, and nothing is being opened any more when that is asked.
+    answers, opened = iter([True, False]), []
+
+    def is_connecting():
+        answer = next(answers)
+        if not answer:
+            opened.append(1)
+        return answer
+
+    assert settle(settling(lambda: (DROPPED,) if opened else (), 0.5, lambda: False, is_connecting)) == (DROPPED,)
 
 
 @pytest.mark.parametrize("backend", ["asyncio"])
