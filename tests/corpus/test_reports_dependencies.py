@@ -14,7 +14,7 @@ expect = pytest.mark.expect
 KEY = {"x-key": "k"}
 
 
-def build(dsn):  # noqa: C901 - one application with many small routes
+def build(dsn):
     @contextlib.asynccontextmanager
     async def lifespan(app):
         async with psycopg_pool.AsyncConnectionPool(dsn, min_size=1, max_size=4, open=False) as pool:

@@ -41,7 +41,7 @@ def build(dsn, lifespan):
     return app
 
 
-def lifespans(dsn):  # noqa: C901 - a collection
+def lifespans(dsn):
     @contextlib.asynccontextmanager
     async def pool_clean(app):
         async with psycopg_pool.AsyncConnectionPool(dsn, min_size=1, max_size=4, open=False) as app.state.pool:

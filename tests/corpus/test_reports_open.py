@@ -343,7 +343,7 @@ async def test_async_factory(async_connect):
 # -- applications whose own tasks, threads and lazily opened pools are at work while a test ends ---------------------
 
 
-def lifespans(dsn):  # noqa: C901 - a collection
+def lifespans(dsn):
     @contextlib.asynccontextmanager
     async def poller_clean(app):
         """A queue worker: in a transaction most of the time."""

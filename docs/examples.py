@@ -1,0 +1,215 @@
+"""Keep the examples of the documentation real: run them, and paste what came out.
+
+``python docs/examples.py`` rewrites README.md and the pages below docs/; ``--check`` only compares, and exits with 1
+and a diff where a page is stale. It needs a PostgreSQL server as the tests do: PGLEAK_DSN, or whatever pgleak finds.
+
+Three comments in a page are instructions to this script (``…`` is what it replaces):
+
+- ``<!-- file: test_a.py -->`` and a fenced block: a file. The files of a page are run together, by one pytest.
+- ``<!-- example: NAME -->`` … ``<!-- /example -->``: the failure of the test NAME, from the page's own files, else from
+  the leaky half of demo_app. ``summary`` is pgleak's summary of the page's own run.
+- ``<!-- code: PATH NAME … -->`` … ``<!-- /code -->``: these functions of a file of the repository.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import difflib
+import functools
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+DEMO: Final = "demo_app/tests/test_leaky.py"
+PATIENCE: Final = 180.0
+"""Seconds for one run of pytest; the slowest takes about ten."""
+
+_FILE: Final = re.compile(r"<!-- file: (?P<name>\S+) -->\n```\w+\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
+_EXAMPLE: Final = re.compile(r"(<!-- example: (?P<name>\S+) -->\n).*?(<!-- /example -->)", re.DOTALL)
+_CODE: Final = re.compile(r"(<!-- code: (?P<path>\S+) (?P<names>[^\n]+) -->\n).*?(<!-- /code -->)", re.DOTALL)
+
+_RULER: Final = re.compile(r"(?P<fill>[_=]{2,}) (?P<title>.+?) (?P=fill)_?=?|={3,}|-{3,} .* -{3,}")
+_PHASE: Final = re.compile(r"ERROR at (setup|teardown) of ")
+
+_CHANGING: Final = (
+    (re.compile(r"\bpid \d+"), "pid 4711"),
+    (re.compile(r"\bxid \d+"), "xid 739"),
+    (re.compile(r"\bfor \d+\.\d s\b"), "for 0.5 s"),
+    (re.compile(r"'pool-\d+'"), "'pool-1'"),
+    (re.compile(r"\b\d+ connection\(s\) in it"), "1 connection(s) in it"),
+    (re.compile(r"\bpgleak_main_[0-9a-f]+"), "pgleak_main_1f2e3d4c"),
+    (re.compile(r"\bfrom port \d+"), "from a Unix socket"),
+    (re.compile(r"\basyncio-portal-[0-9a-f]+"), "asyncio-portal-1"),
+)
+"""What differs from run to run, and from server to server."""
+
+
+class ExampleError(Exception):
+    """A page asks for something that is not there."""
+
+
+def normalised(text: str) -> str:
+    """Put fixed values where a run has its own."""
+    for pattern, fixed in _CHANGING:
+        text = pattern.sub(fixed, text)
+    return text
+
+
+def run_pytest(arguments: tuple[str, ...], directory: Path) -> str:
+    """Run pytest in a process of its own and return what it printed.
+
+    Raises:
+        ExampleError: It does not end.
+    """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "GITHUB_"))}
+    environment |= {"COLUMNS": "120", "NO_COLOR": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+    try:
+        process = subprocess.run(  # noqa: S603 - the arguments are this file's own
+            command,
+            cwd=directory,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            check=False,
+            timeout=PATIENCE,
+        )
+    except subprocess.TimeoutExpired:
+        raise ExampleError(f"pytest did not end within {PATIENCE:.0f} s: {' '.join(command)}") from None
+    return process.stdout
+
+
+def sections(output: str) -> dict[str, str]:
+    """Cut pytest's output into sections.
+
+    Args:
+        output: All that pytest printed.
+
+    Returns:
+        The text of each failure by the name of its test, and pgleak's summary, its title included, as ``summary``.
+    """
+    found: dict[str, list[str]] = {}
+    current: list[str] = []
+    for line in output.splitlines():
+        if (ruler := _RULER.fullmatch(line)) is None:
+            current.append(line)
+            continue
+        title = ruler["title"] or ""
+        current = [title] if title.startswith("pgleak:") else []
+        name = "summary" if current else _PHASE.sub("", title)
+        # A test may have two: its own failure, and an error at teardown. They stand in one example, in pytest's order.
+        if name in found and name != "summary":
+            current = found[name]
+            current.append("")
+        found[name] = current
+    return {name: normalised("\n".join(lines).strip("\n")) for name, lines in found.items()}
+
+
+@functools.cache
+def demo() -> dict[str, str]:
+    """Run, once, those tests of the demo's leaky half that some page shows."""
+    shown = {match["name"] for page in pages() for match in _EXAMPLE.finditer(page.read_text(encoding="utf-8"))}
+    tests = sorted(f"{DEMO}::{name}" for name in shown if "[" in name)
+    return sections(run_pytest(("-c", "demo_app/pytest.ini", "--rootdir=.", *tests), ROOT))
+
+
+def own_run(page: str) -> dict[str, str]:
+    """Run the files that a page shows; nothing where it shows none."""
+    files = {match["name"]: match["text"] for match in _FILE.finditer(page)}
+    if not any(name.startswith("test_") for name in files):
+        return {}
+    # An ini file of its own, even an empty one, so that no configuration above the temporary directory is found.
+    files.setdefault("pytest.ini", "[pytest]\n")
+    with tempfile.TemporaryDirectory(prefix="pgleak-docs-") as directory:
+        for name, text in files.items():
+            (Path(directory) / name).write_text(text, encoding="utf-8")
+        return sections(run_pytest((), Path(directory)))
+
+
+def function_sources(path: str, names: list[str]) -> str:
+    """Return the source of top-level functions, decorators included.
+
+    Args:
+        path: A Python file, relative to the repository.
+        names: The functions, in the order to show them in.
+
+    Raises:
+        ExampleError: There is no such function.
+    """
+    source = (ROOT / path).read_text(encoding="utf-8")
+    lines = source.splitlines()
+    found = {
+        node.name: "\n".join(lines[min([node.lineno, *(d.lineno for d in node.decorator_list)]) - 1 : node.end_lineno])
+        for node in ast.parse(source).body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    if missing := [name for name in names if name not in found]:
+        raise ExampleError(f"{path} has no function {', '.join(missing)}")
+    return "\n\n\n".join(found[name] for name in names)
+
+
+def refreshed(page: str) -> str:
+    """Return a page with all that is pasted into it made anew.
+
+    Raises:
+        ExampleError: It asks for a test that did not fail, or for code that is not there.
+    """
+    own = own_run(page)
+
+    def paste_example(match: re.Match[str]) -> str:
+        name = match["name"]
+        text = own.get(name) or ("" if name == "summary" else demo().get(name))
+        if not text:
+            raise ExampleError(f"no test {name} failed; the page's own run has {sorted(own)}")
+        return f"{match[1]}```text\n{text}\n```\n{match[3]}"
+
+    def paste_code(match: re.Match[str]) -> str:
+        code = function_sources(match["path"], match["names"].split())
+        return f"{match[1]}```python\n{code}\n```\n{match[4]}"
+
+    return _CODE.sub(paste_code, _EXAMPLE.sub(paste_example, page))
+
+
+def pages() -> list[Path]:
+    """Return the pages of the documentation."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def main() -> int:
+    """Rewrite the pages, or with ``--check`` compare them. Returns the exit status."""
+    parser = argparse.ArgumentParser(description="Paste real output into the documentation.")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 where a page is stale")
+    check: bool = parser.parse_args().check
+    status = 0
+    for path in pages():
+        name = path.relative_to(ROOT).as_posix()
+        before = path.read_text(encoding="utf-8")
+        try:
+            after = refreshed(before)
+        except ExampleError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            status = 1
+            continue
+        if after == before:
+            continue
+        if check:
+            status = 1
+            diff = difflib.unified_diff(before.splitlines(), after.splitlines(), name, f"{name}, as it is", lineterm="")
+            print("\n".join(diff))
+        else:
+            path.write_text(after, encoding="utf-8")
+            print(f"{name}: rewritten")
+    if status and check:
+        print("\nRefresh the examples with: python docs/examples.py", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
