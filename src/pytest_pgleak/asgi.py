@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from types import CodeType, ModuleType
 from typing import Any, Final
 
@@ -35,9 +35,17 @@ class AsgiTracking:
         ownership: Is told of requests and lifespans.
         next_request: Returns the ordinal of a new request within the running test.
         loops: Is told in which event loops the application runs.
+        lifespan_ended: Awaited in the application's own event loop when a shutdown has completed.
     """
 
-    def __init__(self, ownership: Ownership, next_request: Callable[[], int], loops: EventLoops) -> None:
+    def __init__(
+        self,
+        ownership: Ownership,
+        next_request: Callable[[], int],
+        loops: EventLoops,
+        lifespan_ended: Callable[[Owner], Awaitable[None]],
+    ) -> None:
+        self._lifespan_ended = lifespan_ended
         self._loops = loops
         self._ownership = ownership
         self._next_request = next_request
@@ -50,13 +58,22 @@ class AsgiTracking:
     def follow(self, app: App) -> App:
         """Wrap an application of any framework. Its lifespan will be charged to whoever is active now."""
         runner = self._ownership.active
+        starlette = app if hasattr(app, "router") and hasattr(app, "state") else None
 
         async def followed(scope: Scope, receive: Receive, send: Send) -> None:
-            await self.call(app, scope, receive, send, runner)
+            await self.call(app, scope, receive, send, runner, starlette)
 
         return followed
 
-    async def call(self, app: App, scope: Scope, receive: Receive, send: Send, runner: Owner | None = None) -> None:
+    async def call(
+        self,
+        app: App,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        runner: Owner | None = None,
+        starlette: Any = None,
+    ) -> None:
         """Call an application, following the call unless an outer wrapper does.
 
         Args:
@@ -65,6 +82,7 @@ class AsgiTracking:
             receive: ASGI's.
             send: ASGI's.
             runner: Who runs a lifespan; None for whoever is active.
+            starlette: The application object, where it is one of Starlette's.
         """
         if _SEEN in scope or scope["type"] not in ("http", "websocket", "lifespan"):
             await app(scope, receive, send)
@@ -72,7 +90,8 @@ class AsgiTracking:
         scope[_SEEN] = True
         self._loops.seen()
         if scope["type"] == "lifespan":
-            await self._lifespan(functools.partial(app, scope, receive, send), runner or self._ownership.active)
+            owner = self._ownership.begin_lifespan(runner or self._ownership.active, starlette)
+            await self._lifespan(app, scope, receive, send, owner)
         else:
             await self._request(app, scope, receive, send)
 
@@ -85,15 +104,20 @@ class AsgiTracking:
             if _SEEN in scope:
                 await original(self, scope, receive, send)
             else:
-                await tracking.call(functools.partial(original, self), scope, receive, send)
+                await tracking.call(functools.partial(original, self), scope, receive, send, starlette=self)
 
         return __call__
 
-    async def _lifespan(self, run: Callable[[], Awaitable[None]], runner: Owner) -> None:
-        owner = self._ownership.begin_lifespan(runner)
+    async def _lifespan(self, app: App, scope: Scope, receive: Receive, send: Send, owner: Owner) -> None:
+        async def sending(message: MutableMapping[str, Any]) -> None:
+            if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
+                # Everything of the application's own has been closed, and whoever runs it still waits.
+                await self._lifespan_ended(owner)
+            await send(message)
+
         try:
             with self._ownership.in_lifespan(owner):
-                await run()
+                await app(scope, receive, sending)
         finally:
             self._ownership.end(owner)
 
@@ -121,10 +145,14 @@ class AsgiTracking:
         route = scope.get("route")
         if route is None:
             return
-        request.route = getattr(route, "path", None)
+        request.route = _template(request.path, scope.get("path_params") or {}) or getattr(route, "path", None)
         endpoint = scope.get("endpoint") or getattr(route, "endpoint", None)
         request.endpoint = getattr(endpoint, "__name__", None)
+        overrides = getattr(scope.get("app"), "dependency_overrides", None) or {}
         request.dependencies = self._dependencies_of(route)
+        if overrides:
+            replaced = {code: name for call in overrides.values() for code, name in _code_and_name(call)}
+            request.dependencies = request.dependencies | replaced
 
     def _dependencies_of(self, route: Any) -> dict[CodeType, str]:
         # By id(), for routes compare by value and cannot be hashed; the weak reference guards against a reused id.
@@ -144,10 +172,30 @@ def _forget(known: dict[int, Any], identity: int, _: object) -> None:
 
 def _collect(dependant: Any, found: dict[CodeType, str]) -> None:
     for dependency in getattr(dependant, "dependencies", ()):
-        call = dependency.call
-        while isinstance(call, functools.partial) or hasattr(call, "__wrapped__"):
-            call = call.func if isinstance(call, functools.partial) else call.__wrapped__
-        code = getattr(call, "__code__", None) or getattr(getattr(type(call), "__call__", None), "__code__", None)
-        if code is not None:
-            found[code] = getattr(call, "__name__", type(call).__name__)
+        found.update(_code_and_name(dependency.call))
         _collect(dependency, found)
+
+
+def _code_and_name(call: Any) -> Iterator[tuple[CodeType, str]]:
+    while isinstance(call, functools.partial) or hasattr(call, "__wrapped__"):
+        call = call.func if isinstance(call, functools.partial) else call.__wrapped__
+    # A function; a class, whose constructor runs; an object that can be called.
+    method = "__init__" if isinstance(call, type) else "__call__"
+    holder = call if isinstance(call, type) else type(call)
+    code = getattr(call, "__code__", None) or getattr(getattr(holder, method, None), "__code__", None)
+    if code is not None:
+        yield code, getattr(call, "__name__", type(call).__name__)
+
+
+def _template(path: str, path_params: Mapping[str, Any]) -> str | None:
+    """Put the names of path parameters back into a path: what nested routers and mounts add up to.
+
+    None where a value cannot be found in the path as it is, because a converter has changed it.
+    """
+    for name, value in path_params.items():
+        text = str(value)
+        before, found, after = path.rpartition("/" + text)
+        if not text or not found or (after and not after.startswith("/")):
+            return None
+        path = f"{before}/{{{name}}}{after}"
+    return path

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pytest_pgleak.activity import NOTHING_KNOWN, Backend
 from pytest_pgleak.find import Question, find
 from pytest_pgleak.findings import Finding
+from pytest_pgleak.guardians import is_held
 from pytest_pgleak.kinds import TRANSACTION_LEFT_OPEN
 from pytest_pgleak.ledger import Ledger
 from pytest_pgleak.observers import Observers, Watched
 from pytest_pgleak.settling import Findings, settling
-from pytest_pgleak.tasks import EventLoops
+from pytest_pgleak.tasks import EventLoops, describe
 from pytest_pgleak.views import View
 
 
@@ -110,10 +111,18 @@ class Judge:
         activity = self._observers.look(facts, new)
         wanted = {(finding.kind, finding.serial) for finding in found}
         return tuple(
-            finding
+            self._with_holder(finding)
             for finding in find(checkpoint.view, activity, checkpoint.question)
             if (finding.kind, finding.serial) in wanted
         )
+
+    def _with_holder(self, finding: Finding) -> Finding:
+        """Name the task that holds an open connection now, where that is not the one which opened it."""
+        connection = finding.connection.reference() if finding.connection is not None else None
+        if connection is None or finding.task is not None or not finding.can_heal:
+            return finding
+        holder = next((task for task in self._loops.user_tasks() if is_held(connection, [task.get_coro()])), None)
+        return finding if holder is None else replace(finding, task=describe(holder))
 
     def _watched(self) -> Watched:
         watched = self._ledger.open_connections()

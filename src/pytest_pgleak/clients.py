@@ -67,9 +67,19 @@ class HostedApp:
 
 @contextmanager
 def async_client(
-    request: pytest.FixtureRequest, app: App, tracking: AsgiTracking, started_late: Callable[[HostedApp], None]
+    request: pytest.FixtureRequest,
+    app: App,
+    tracking: AsgiTracking,
+    started_late: Callable[[HostedApp], None],
 ) -> Iterator[httpx.AsyncClient]:
-    """Host an application for one test and make a client on it."""
+    """Host an application for one test and make a client on it.
+
+    Args:
+        request: The fixture's request.
+        app: The user's application.
+        tracking: Follows its requests.
+        started_late: Is told when the first request had to run the start-up.
+    """
     check_application(app)
     module = _httpx()
     hosted = HostedApp(app, tracking, started_late)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pytest_pgleak.activity import Activity
 from pytest_pgleak.events import Moment
 from pytest_pgleak.findings import Finding, PoolState, Subject
-from pytest_pgleak.frames import origin, user_frames
+from pytest_pgleak.frames import is_user_code, origin, user_frames
 from pytest_pgleak.kinds import (
     CONNECTION_DROPPED,
     CONNECTION_NOT_CLOSED,
@@ -102,6 +102,8 @@ def _kind_of_transaction(connection: ConnectionView, question: Question) -> str 
         return None
     if connection.serial in question.in_transaction_before:
         return None  # somebody opened it on purpose before: an outer transaction that isolates tests
+    if connection.begun_by_holder or (connection.began is not None and connection.began.owner != question.asker):
+        return None  # an application's own worker, a fixture's own thread: not the asker's doing
     return TRANSACTION_LEFT_OPEN
 
 
@@ -185,7 +187,12 @@ def _dependency(moment: Moment) -> str | None:
     if moment.request is None:
         return None
     moment.request.refresh()
+    function = None
     for code, _ in moment.stack:
         if (name := moment.request.dependencies.get(code)) is not None:
             return name
+        if code.co_name == "solve_dependencies" and function is not None:
+            return function  # FastAPI solves the dependencies of routers apart from the route's own
+        if is_user_code(code.co_filename):
+            function = code.co_name
     return None

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
+from pytest_pgleak.frames import RawStack
+from pytest_pgleak.guardians import is_held, lifespan_functions, opened_inside, shuts_down
+from pytest_pgleak.isolation import code_of, rolls_back
 from pytest_pgleak.owners import Owner
 from pytest_pgleak.ownership import Ownership
+
+_GENERATORS: Final = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
 
 class FixtureOwners:
@@ -23,6 +30,9 @@ class FixtureOwners:
         self._alive: dict[int, Owner] = {}
         self._functions: dict[int, Callable[..., Any]] = {}
         self._watched: set[int] = set()
+        self._definitions: dict[int, pytest.FixtureDef[Any]] = {}
+        self.watching = False
+        """Whether the running test is checked: then every fixture that is set up for it is judged when it ends."""
 
     def begin(self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> Owner:
         """A fixture is being set up."""
@@ -30,12 +40,16 @@ class FixtureOwners:
         owner = self._ownership.begin("fixture", nodeid, fixturedef.argname, fixturedef.scope)
         self._alive[id(fixturedef)] = owner
         self._functions[owner.serial] = fixturedef.func
+        self._definitions[owner.serial] = fixturedef
+        if self.watching:
+            self._watched.add(owner.serial)
         self._ownership.push(owner)
         return owner
 
     def set_up(self, fixturedef: pytest.FixtureDef[Any], owner: Owner) -> None:
         """A fixture has been set up. What its own teardown opens is still its doing."""
         self._ownership.pop(owner)
+        self._ownership.background.adopt(owner)
         # Finalizers run last in, first out: this one right before the code after the fixture's `yield`.
         fixturedef.addfinalizer(lambda: self._ownership.push(owner))
 
@@ -74,7 +88,42 @@ class FixtureOwners:
         """Let go of an owner that has ended and been judged."""
         self._watched.discard(owner.serial)
         self._functions.pop(owner.serial, None)
+        self._definitions.pop(owner.serial, None)
         self._ownership.forget_lifespan(owner)
+
+    def guardian_of(self, target: object, stack: RawStack, item: pytest.Item) -> Owner | None:
+        """Find who, of those that are still alive, is going to close something that a test has opened.
+
+        Args:
+            target: The connection or the pool.
+            stack: Where it was opened.
+            item: The test.
+
+        Returns:
+            A fixture or a lifespan; the test's own owner is `item`'s business.
+        """
+        for owner in self._alive.values():
+            definition = self._definitions[owner.serial]
+            roots = [*(definition.cached_result or ())[:1], *definition._finalizers]  # noqa: SLF001 - no public way
+            function = self._functions[owner.serial]
+            if getattr(function, "__module__", "").startswith("pytest_pgleak."):
+                continue  # the plugin's own clients hold the whole application
+            if _has_teardown(definition) and (opened_inside(stack, function) or is_held(target, roots)):
+                return owner
+            if (teardown := _xunit_teardown(owner, item)) is not None:
+                held = _globals_named(teardown) if owner.scope == "module" else [getattr(item, "instance", None)]
+                if shuts_down([teardown]) and is_held(target, held):
+                    return owner
+        for owner in self._ownership.lifespans:
+            app = self._ownership.app_of(owner)
+            if app is not None and shuts_down(lifespan_functions(app)) and is_held(target, [vars(app.state)]):
+                return owner
+        return None
+
+    def rolls_back_for(self, opener: Owner, item: pytest.Item) -> bool:
+        """Tell whether the fixture that owns a connection, or an xunit teardown, ends its transactions on purpose."""
+        teardown = getattr(getattr(item, "instance", None), "teardown_method", None)
+        return self.test_function(opener, rolls_back) or (teardown is not None and rolls_back(teardown))
 
     def test_function(self, owner: Owner, test: Callable[[Callable[..., Any]], bool]) -> bool:
         """Apply a test to the function of a fixture; False for owners that are no fixture."""
@@ -82,8 +131,11 @@ class FixtureOwners:
         return function is not None and test(function)
 
     def any_function_scoped(self, item: pytest.Item, test: Callable[[Callable[..., Any]], bool]) -> bool:
-        """Tell whether any function-scoped fixture of a test passes a test."""
-        return any(fixturedef.scope == "function" and test(fixturedef.func) for fixturedef in _fixturedefs(item))
+        """Tell whether any function-scoped fixture of a test that has a teardown passes a test."""
+        return any(
+            definition.scope == "function" and _has_teardown(definition) and test(definition.func)
+            for definition in _fixturedefs(item)
+        )
 
 
 def _fixturedefs(item: pytest.Item) -> list[pytest.FixtureDef[Any]]:
@@ -91,3 +143,36 @@ def _fixturedefs(item: pytest.Item) -> list[pytest.FixtureDef[Any]]:
     # is what pytest-asyncio and AnyIO read. Doctests and other items have none.
     names = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
     return [fixturedef for fixturedefs in names.values() for fixturedef in fixturedefs]
+
+
+def _has_teardown(definition: pytest.FixtureDef[Any]) -> bool:
+    # A fixture without a `yield` and without a finalizer of its own cannot close anything.
+    code = code_of(definition.func)
+    is_generator = code is not None and bool(code.co_flags & _GENERATORS)
+    return is_generator or any(not _is_pytests(finalizer) for finalizer in definition._finalizers)  # noqa: SLF001
+
+
+def _is_pytests(finalizer: Any) -> bool:
+    while isinstance(finalizer, functools.partial):
+        finalizer = finalizer.func
+    return str(getattr(finalizer, "__module__", "")).partition(".")[0] in ("_pytest", "pytest_pgleak")
+
+
+def _xunit_teardown(owner: Owner, item: pytest.Item) -> Callable[..., Any] | None:
+    """Return the user's teardown function behind one of pytest's fixtures for xunit-style set-ups."""
+    name = owner.fixturename or ""
+    if not name.startswith("_xunit_setup_"):
+        return None
+    places = {
+        "module": (getattr(item, "module", None), ("teardown_module", "tearDownModule")),
+        "class": (getattr(item, "cls", None), ("teardown_class", "tearDownClass")),
+        "function": (getattr(item, "instance", None) or getattr(item, "module", None), ("teardown_method",)),
+    }
+    place, names = places.get(owner.scope or "", (None, ()))
+    found = (getattr(place, teardown, None) for teardown in names)
+    return next((teardown for teardown in found if teardown is not None), None)
+
+
+def _globals_named(function: Callable[..., Any]) -> list[object]:
+    code, known = code_of(function), getattr(function, "__globals__", {})
+    return [known[name] for name in (code.co_names if code is not None else ()) if name in known]

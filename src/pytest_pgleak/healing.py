@@ -51,17 +51,18 @@ class Healer:
             if finding.subject == "pool":
                 self._heal_pool(finding, view, later)
             elif finding.connection is not None:
-                self._heal_connection(finding, finding.connection, later)
+                self._heal_connection(finding, finding.connection, view, later)
         return later
 
     def _heal_connection(
-        self, finding: Finding, facts: ConnectionFacts, later: list[Callable[[], Awaitable[object]]]
+        self, finding: Finding, facts: ConnectionFacts, view: View, later: list[Callable[[], Awaitable[object]]]
     ) -> None:
         if not self._may_terminate(facts):
             return
         if finding.kind == TRANSACTION_LEFT_OPEN:
-            # The connection itself is in its right: only the transaction must go.
-            _call(facts.reference(), "rollback", facts.is_async, later)
+            # The connection itself is in its right: only the transaction must go, if another test is to use it.
+            if _scope_of_opener(finding, view) != "function":
+                _call(facts.reference(), "rollback", facts.is_async, later)
             return
         self._observers.terminate([facts])
         if finding.subject == "checkout" and finding.pool is not None:
@@ -94,6 +95,10 @@ def _call(
     else:
         with contextlib.suppress(Exception):
             getattr(target, name)(*args, **kwargs)
+
+
+def _scope_of_opener(finding: Finding, view: View) -> str | None:
+    return next((c.opened.owner.scope for c in view.connections if c.serial == finding.serial), None)
 
 
 def _in_event_loop() -> bool:

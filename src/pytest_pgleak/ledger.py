@@ -9,11 +9,12 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from pytest_pgleak.activity import Backend
 from pytest_pgleak.events import ConnectionFacts, Event, EventKind, Moment, PoolFacts
+from pytest_pgleak.owners import Owner
 from pytest_pgleak.tasks import held_by_task
 from pytest_pgleak.views import ConnectionView, Ending, PoolView, View
 
@@ -28,6 +29,7 @@ class _ConnectionRecord:
     ending: Ending = Ending.OPEN
     checkout: Moment | None = None
     began: Moment | None = None
+    begun_by_holder: bool = False
     transaction_status: str | None = None
     backend: Backend | None = None
     after_response: bool | None = None
@@ -75,7 +77,9 @@ class Ledger:
             self._fold()
             pools = self._view_pools()
             connections = tuple(
-                _view_connection(serial, record) for serial, record in self._connections.items() if not record.settled
+                view
+                for serial, record in list(self._connections.items())
+                if not record.settled and (view := self._view_readable(serial, record)) is not None
             )
             return View(connections, pools)
 
@@ -96,6 +100,27 @@ class Ledger:
                     databases = counts.setdefault(record.facts.server, {})
                     databases[record.facts.dbname] = databases.get(record.facts.dbname, 0) + 1
         return counts
+
+    def reassign(self, finding_subject: str, serial: int, owner: Owner) -> None:
+        """Charge a connection, a checkout or a pool to another owner, who turned out to answer for it.
+
+        Args:
+            finding_subject: ``"connection"``, ``"checkout"`` or ``"pool"``.
+            serial: Its number.
+            owner: The new owner.
+        """
+        with self._lock:
+            self._fold()
+            if finding_subject == "pool":
+                pool = self._pools.get(serial)
+                if pool is not None and pool.opened is not None:
+                    pool.opened = replace(pool.opened, owner=owner)
+                return
+            record = self._connections.get(serial)
+            if record is not None and finding_subject == "checkout" and record.checkout is not None:
+                record.checkout = replace(record.checkout, owner=owner)
+            elif record is not None:
+                record.opened = replace(record.opened, owner=owner)
 
     def settle_connection(self, serial: int) -> None:
         """Note that a connection was judged: it will not be shown again."""
@@ -131,6 +156,13 @@ class Ledger:
                 if pool.opened is not None and pool.opened.owner.serial == owner:
                     pool.settled = True
             self._forget_finished_pools()
+
+    def _view_readable(self, serial: int, record: _ConnectionRecord) -> ConnectionView | None:
+        try:
+            return _view_connection(serial, record)
+        except Exception:  # noqa: BLE001 - a connection that only looks like one must not end all checks
+            del self._connections[serial]
+            return None
 
     def _view_pools(self) -> dict[int, PoolView]:
         pools = {}
@@ -188,11 +220,13 @@ class Ledger:
     def _fold_transaction_began(self, event: Event) -> None:
         if (record := self._connections.get(event.subject)) is not None:
             record.began = event.moment
+            record.begun_by_holder = event.moment is None
 
     def _fold_returned(self, event: Event) -> None:
         if (record := self._connections.get(event.subject)) is not None:
             record.checkout = None
             record.began = None
+            record.begun_by_holder = False
             record.checkout_settled = False
             self._forget_if_over(event.subject, record)
 
@@ -272,4 +306,5 @@ def _view_connection(serial: int, record: _ConnectionRecord) -> ConnectionView:
         record.after_response,
         held_by_task(held_since.task) if ending is Ending.OPEN else None,
         record.began,
+        record.begun_by_holder,
     )

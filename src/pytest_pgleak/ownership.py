@@ -8,30 +8,43 @@ its own beside the test, so it carries its owner in a ContextVar.
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
+from pytest_pgleak.background import Background
 from pytest_pgleak.owners import Owner, What
 from pytest_pgleak.requests import Request
 
 
 class Ownership:
-    """The stack of owners, and what the running context says."""
+    """The stack of owners, and what the running context says.
 
-    def __init__(self) -> None:
+    Args:
+        background: Knows which threads and tasks are somebody else's.
+    """
+
+    def __init__(self, background: Background) -> None:
+        self.background = background
         self._serials = itertools.count(1)
         self.session = Owner(0, "session")
         self._stack: list[Owner] = [self.session]
         self._ended: list[Owner] = []
         self._lifespans: dict[int, Owner] = {}
+        self._apps: dict[int, weakref.ref[Any]] = {}
         self._context_owner: ContextVar[Owner | None] = ContextVar("pgleak_owner", default=None)
         self._request: ContextVar[Request | None] = ContextVar("pgleak_request", default=None)
 
     @property
     def current(self) -> Owner:
         """Who answers for what happens here and now."""
-        return self._context_owner.get() or self._stack[-1]
+        if (owner := self._context_owner.get()) is not None:
+            return owner
+        if self._request.get() is not None:
+            return self._stack[-1]
+        return self.background.owner_here() or self._stack[-1]
 
     @property
     def request(self) -> Request | None:
@@ -47,15 +60,23 @@ class Ownership:
         """Make a new owner, without making it the active one."""
         return Owner(next(self._serials), what, nodeid, fixturename, scope, self._stack[-1].serial)
 
-    def begin_lifespan(self, runner: Owner) -> Owner:
+    def begin_lifespan(self, runner: Owner, app: Any = None) -> Owner:
         """Make a new owner for a lifespan that is about to start up.
 
         Args:
             runner: The phase or fixture that runs it, and with which it ends at the latest.
+            app: The application, where it is one of Starlette's.
         """
         owner = Owner(next(self._serials), "lifespan", runner.nodeid, runner.fixturename, runner.scope, runner.serial)
         self._lifespans[owner.serial] = owner
+        if app is not None:
+            self._apps[owner.serial] = weakref.ref(app)
         return owner
+
+    def app_of(self, lifespan: Owner) -> Any:
+        """Return the application of a lifespan, if it is one of Starlette's and still there."""
+        reference = self._apps.get(lifespan.serial)
+        return None if reference is None else reference()
 
     @property
     def lifespans(self) -> tuple[Owner, ...]:
@@ -65,6 +86,7 @@ class Ownership:
     def forget_lifespan(self, owner: Owner) -> None:
         """Let go of a lifespan that was judged."""
         self._lifespans.pop(owner.serial, None)
+        self._apps.pop(owner.serial, None)
 
     def push(self, owner: Owner) -> None:
         """Make an owner the active one."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _HOOK = pytest.StashKey[PostImportHook]()
 _SESSION = pytest.StashKey["Session"]()
+_CONFIGURED = pytest.StashKey[bool]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -47,6 +48,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", MARKER)
+    config.stash[_CONFIGURED] = True
     if is_configured(config):
         settings = _read_settings(config)
         if (active := config.stash.get(_SESSION, None)) is not None:
@@ -79,7 +81,7 @@ def _session(config: pytest.Config) -> Session:
         from pytest_pgleak.session import Session
 
         session = config.stash[_SESSION] = Session(config)
-        if hasattr(config.option, "pgleak_mode"):
+        if config.stash.get(_CONFIGURED, False):
             session.state.settings = _read_settings(config)
     return session
 

@@ -17,6 +17,16 @@ if TYPE_CHECKING:
     from pytest_pgleak.state import State
 
 
+class Dsn(str):
+    """A DSN that does not show its password in the arguments that pytest prints below a traceback."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        shown = redacted(str(self))
+        return repr(str(self)) if "password" not in self and "@" not in self else repr(shown)
+
+
 @dataclass(frozen=True, slots=True)
 class Postgres:
     """The server of ``pgleak_postgres``.
@@ -57,14 +67,16 @@ def start_server(config: pytest.Config) -> Any:
 
 def obtain_server(state: State) -> Postgres:
     """Ask the hook for a server and begin to observe it. Failures are shown without a traceback."""
+    trouble = ""
     try:
         supplied = state.config.hook.pytest_pgleak_server(config=state.config)
         server = _as_postgres(supplied)
         state.observers.add_configured(server.dsn)
     except ServerError as error:
-        pytest.fail(f"pgleak_postgres: {error}", pytrace=False)
+        trouble = str(error)
     except ObserverError as error:
-        pytest.fail(f"pgleak_postgres: the server cannot be observed: {error}", pytrace=False)
+        trouble = f"the server cannot be observed: {error}"
+    _fail("pgleak_postgres", trouble)
     stop = getattr(supplied, "stop", None)
     if callable(stop):
         # After the last checkpoint, not in the fixture's teardown: a server that is gone can tell nothing.
@@ -86,20 +98,23 @@ def _as_postgres(supplied: Any) -> Postgres:
 def worker_database(state: State, server: Postgres, worker: str) -> str:
     """Create this worker's database; on a given server whose role may not, use the one that was given."""
     name = f"pgleak_{worker}_{uuid.uuid4().hex[:8]}"
+    dsn = trouble = ""
     try:
         dsn = create_database(server.dsn, name)
     except ServerError as error:
-        if server.owned or "permission denied" not in str(error):
-            pytest.fail(f"pgleak_dsn: {error}", pytrace=False)
+        trouble = str(error)
+    if trouble:
+        if server.owned or "permission denied" not in trouble:
+            _fail("pgleak_dsn", trouble)
         state.note(
             "the role of the given server may not create databases (CREATEDB), so the tests run in the database that"
             f" was given ({redacted(server.dsn)}), and leaked backends are left alone there"
         )
-        return server.dsn
+        return Dsn(server.dsn)
     _remember(state, server, name)
     if not server.owned:
         state.after_session.insert(0, lambda: drop_database(server.dsn, name))
-    return dsn
+    return Dsn(dsn)
 
 
 def fresh_database(state: State, server: Postgres, worker_dsn: str) -> str:
@@ -108,13 +123,21 @@ def fresh_database(state: State, server: Postgres, worker_dsn: str) -> str:
 
     template = str(conninfo_to_dict(worker_dsn).get("dbname"))
     name = f"pgleak_fresh_{uuid.uuid4().hex[:12]}"
+    trouble = ""
     try:
         create_database(server.dsn, name, template)
     except ServerError as error:
-        pytest.fail(f"pgleak_fresh_dsn: {error}", pytrace=False)
+        trouble = str(error)
+    _fail("pgleak_fresh_dsn", trouble)
     _remember(state, server, name)
     state.after_teardown.append(lambda: _drop(state, server, name))
-    return with_dbname(server.dsn, name)
+    return Dsn(with_dbname(server.dsn, name))
+
+
+def _fail(fixturename: str, trouble: str) -> None:
+    # Never from inside an `except`: pytest would show the same text twice.
+    if trouble:
+        pytest.fail(f"{fixturename}: {trouble}", pytrace=False)
 
 
 def _remember(state: State, server: Postgres, name: str) -> None:

@@ -109,7 +109,8 @@ def _wrap_connection_init(tracker: Tracker, original: Method) -> Method:
     @functools.wraps(original)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        tracker.connection_opened(self, functools.partial(_connection_facts, self), _opening_pool.get())
+        if not self.closed and isinstance(self.pgconn.backend_pid, int):  # neither finished already nor a mock
+            tracker.connection_opened(self, functools.partial(_connection_facts, self), _opening_pool.get())
 
     return __init__
 
@@ -118,7 +119,7 @@ def _wrap_connection_del(tracker: Tracker, original: Method) -> Method:
     @functools.wraps(original)
     def __del__(self: Any) -> None:
         try:
-            if hasattr(self, "pgconn"):
+            if hasattr(self, "pgconn") and tracker.knows(self):
                 idle_in_pool = hasattr(self, "_pool") and self._pool is None
                 status = self.info.transaction_status.name
                 tracker.connection_finalizing(self, status, self.closed, idle_in_pool)

@@ -12,7 +12,7 @@ from typing import Final
 from pytest_pgleak import sentences
 from pytest_pgleak.findings import Finding
 from pytest_pgleak.frames import Frame
-from pytest_pgleak.kinds import UNTRACKED_BACKEND
+from pytest_pgleak.kinds import TRANSACTION_LEFT_OPEN, UNTRACKED_BACKEND
 from pytest_pgleak.sql import one_line
 
 _LABEL: Final = 10
@@ -87,7 +87,7 @@ def _finding(finding: Finding, others: Sequence[Finding], root: Path) -> list[Li
         lines.append(_line("request", _request(finding, others)))
     if finding.owner.what != "call":
         lines.append(_line("owner", finding.owner.describe()))
-    if finding.pool is not None:
+    if finding.pool is not None and finding.kind != TRANSACTION_LEFT_OPEN:
         lines.append(_line("pool", _pool(finding)))
     if (server := sentences.server(finding)) is not None:
         lines.append(_line("server", server))
@@ -112,8 +112,7 @@ def _origin(finding: Finding, root: Path) -> list[Line]:
         shown = _PASSWORD.sub(lambda match: (match[1] or match[2]) + "…", source)
         lines.append(Line(" " * (_LABEL + 6) + shown, "source"))
     callers = [place(frame, root) for frame in finding.stack[1 : 1 + _CALLERS]]
-    opened_elsewhere = finding.opened is not None and finding.opened != finding.origin
-    if callers and finding.dependency is None and not opened_elsewhere:
+    if callers and finding.dependency is None:
         lines.append(_line("called by", ", ".join(callers)))
     if finding.opened is not None and finding.opened != finding.origin:
         lines.append(_line("opened", place(finding.opened, root)))
@@ -123,7 +122,8 @@ def _origin(finding: Finding, root: Path) -> list[Line]:
 def _context(finding: Finding) -> str:
     request = finding.request
     if request is None:
-        return f"in thread {finding.thread}" if finding.thread else ""
+        # An event loop in a thread of its own (TestClient's portal) explains nothing.
+        return f"in thread {finding.thread}" if finding.thread and "portal" not in finding.thread else ""
     target = f"{request.method} {request.route or request.path}"
     endpoint = f" ({request.endpoint})" if request.endpoint else ""
     return f"dependency of {target}{endpoint}" if finding.dependency else f"in {target}{endpoint}"

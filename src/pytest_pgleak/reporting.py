@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _MOST_PLACES: Final = 20
 _MOST_TESTS: Final = 3
+_MOST_DETAILS: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class Reported:
         nodeid: The test at whose checkpoint it was made; empty at the end of the session.
         fails: Whether it failed the test.
         owner: Who answers for it, in words; empty for the test itself.
+        detail: The whole text, for what does not fail its test.
     """
 
     kind: str
@@ -38,6 +40,7 @@ class Reported:
     nodeid: str
     fails: bool
     owner: str = ""
+    detail: Sequence[str] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return what can be sent between processes."""
@@ -46,9 +49,20 @@ class Reported:
 
 def reported(finding: Finding, nodeid: str, fails: bool, root: Path) -> Reported:
     """Make the summary's form of a finding."""
-    where = rendering.place(finding.origin, root) if finding.origin else f"pid {finding.serial}"
+    where = rendering.place(finding.origin, root) if finding.origin else f"pid {_pid(finding)}"
     owner = "" if finding.owner.what == "call" else finding.owner.describe()
-    return Reported(finding.kind, where, nodeid, fails, owner)
+    # What fails is shown in full with its test; what does not is shown nowhere else.
+    detail = () if fails else tuple(line.text for line in rendering.failure([finding], root))
+    return Reported(finding.kind, where, nodeid, fails, owner, detail)
+
+
+def entries_of(findings: Iterable[Finding], nodeid: str, fails: bool, root: Path) -> list[dict[str, Any]]:
+    """Make the summary's form of findings, ready to travel between processes."""
+    return [reported(finding, nodeid, fails, root).as_dict() for finding in findings]
+
+
+def _pid(finding: Finding) -> int:
+    return finding.connection.backend_pid if finding.connection is not None else finding.serial
 
 
 class LeaksFound(Failed):
@@ -61,6 +75,7 @@ class LeaksFound(Failed):
     """
 
     def __init__(self, findings: Sequence[Finding], root: Path, preface: str = "") -> None:
+        self.findings = tuple(findings)
         self.lines = ([Line(preface), Line("")] if preface else []) + rendering.failure(findings, root)
         self.headline = rendering.headline(findings, root)
         first = findings[0].origin
@@ -119,6 +134,12 @@ def summary(entries: Sequence[Reported], notes: Sequence[str]) -> tuple[str, lis
         groups.setdefault((entry.kind, entry.place, entry.owner), []).append(entry)
     ordered = sorted(groups.values(), key=lambda group: (not group[0].fails, -len(group)))
     lines = [line for group in ordered[:_MOST_PLACES] for line in _group(group)]
+    details = [group[0].detail for group in ordered if group[0].detail]
+    for detail in details[:_MOST_DETAILS]:
+        lines.append(Line(""))
+        lines.extend(Line(text) for text in detail)
+    if details:
+        lines.append(Line(""))
     if len(ordered) > _MOST_PLACES:
         lines.append(Line(f"… and {len(ordered) - _MOST_PLACES} more lines of code"))
     lines.extend(Line(f"pgleak: {note}") for note in notes)

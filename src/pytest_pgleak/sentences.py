@@ -39,7 +39,8 @@ def ended(finding: Finding) -> str:
 
 
 def _ended_pool(finding: Finding) -> str:
-    members = f", {finding.pool.members} connection(s) in it" if finding.pool and finding.pool.members else ""
+    number = finding.pool.members if finding.pool else 0
+    members = f", {number} connection{'s' if number != 1 else ''} in it" if number else ""
     if finding.ending is Ending.DROPPED:
         return "garbage-collected; nothing called close() on the pool"
     return f"it did not: {finding.owner.describe()} ended and the pool is still open{members}"
@@ -121,7 +122,7 @@ def fix(finding: Finding) -> str:
                 f"call `{wait}conn.rollback()` when a statement fails, or run it inside `{with_} conn.transaction():`"
             )
         return f"call `{wait}conn.commit()` before it ends, or write inside `{with_} conn.transaction():`"
-    return "close it in the test; if it is another process's, leave it: this is a warning"
+    return "end what the test has started, or close the other driver's connection; for one on purpose, allow it"
 
 
 def _fix_connection(finding: Finding) -> str:
@@ -131,6 +132,8 @@ def _fix_connection(finding: Finding) -> str:
         opening = "with psycopg.connect(…) as conn:"
     if finding.task is not None:
         return f"end the task before its request or lifespan ends, and open inside it with `{opening}`"
+    if finding.request is not None and finding.dependency is None and finding.ending is Ending.OPEN:
+        return f"use `{opening}`; what is to outlive the request is opened and closed by the lifespan"
     if finding.dependency is not None or finding.owner.what == "fixture":
         generator = finding.origin is not None and finding.origin.is_generator
         return f"put the `yield` inside `{opening}`" if generator else f"yield it inside `{opening}`"

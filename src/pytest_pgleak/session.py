@@ -14,7 +14,7 @@ from pytest_pgleak.find import Question
 from pytest_pgleak.fixture_owners import FixtureOwners
 from pytest_pgleak.item_checks import CHECK, ItemCheck
 from pytest_pgleak.owners import Owner
-from pytest_pgleak.reporting import LeaksFound, reported
+from pytest_pgleak.reporting import LeaksFound, entries_of
 from pytest_pgleak.settings import MarkerSettings, SettingError, read_marker
 from pytest_pgleak.settling import settle
 from pytest_pgleak.state import State
@@ -54,9 +54,12 @@ class Session:
     def begin_item(self, item: pytest.Item, is_selected: bool) -> None:
         """A test starts. Fails it where its marker cannot be meant."""
         __tracebackhide__ = True
+        self.fixtures.watching = False
         if not is_selected or self.state.settings.mode == "off":
             return
-        item.stash[CHECK] = ItemCheck(self.state, self.fixtures, item, self._marker(item))
+        self.state.current_check = None
+        self.state.current_check = item.stash[CHECK] = ItemCheck(self.state, self.fixtures, item, self._marker(item))
+        self.fixtures.watching = True
 
     @contextmanager
     def call_phase(self, item: pytest.Item) -> Iterator[None]:
@@ -92,7 +95,8 @@ class Session:
             try:
                 self._end_teardown(item, check, ended, failed)
             finally:
-                self.state.checking = False
+                self.state.checking = self.fixtures.watching = False
+                self.state.current_check = None
                 for owner in ended:
                     self.state.ledger.forget_owner(owner.serial)
                     self.fixtures.forget(owner)
@@ -100,8 +104,12 @@ class Session:
 
     def complete_report(self, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
         """Give a phase's report its colours, its section and its entries for the summary."""
-        if call.excinfo is not None and isinstance(call.excinfo.value, LeaksFound) and report.failed:
-            report.longrepr = call.excinfo.value.representation()
+        if call.excinfo is not None and isinstance(call.excinfo.value, LeaksFound):
+            leaks = call.excinfo.value
+            if report.failed:
+                report.longrepr = leaks.representation()
+            if not item.stash.get(_ENTRIES, []):  # raised by a no_leaks() block
+                item.stash[_ENTRIES] = entries_of(leaks.findings, item.nodeid, True, self._config.rootpath)
         if section := item.stash.get(_SECTION, ""):
             report.sections.append(("pgleak also found", section))
             item.stash[_SECTION] = ""
@@ -140,7 +148,7 @@ class Session:
         verdicts = state.verdict.sort(findings, None, most="warn")
         if verdicts.all:
             state.config.hook.pytest_pgleak_findings(item=None, findings=verdicts.all)
-        return [reported(finding, "", False, state.config.rootpath).as_dict() for finding in verdicts.warning]
+        return entries_of(verdicts.warning, "", False, state.config.rootpath)
 
     def _note_complaints(self) -> None:
         for complaint in self.state.observers.complaints:
@@ -160,15 +168,17 @@ class Session:
 
     def _conclude(self, item: pytest.Item, check: ItemCheck, verdicts: Verdicts, failed: bool) -> None:
         __tracebackhide__ = True
-        if (trouble := self.state.observers.take_misconfiguration()) is not None and not failed:
-            pytest.fail(f"pgleak cannot watch the server of {self.state.settings.dsn_option}: {trouble}", pytrace=False)
-        if not verdicts.all:
-            return
-        item.stash[_ENTRIES] = item.stash.get(_ENTRIES, []) + check.entries(verdicts)
-        if failed:
+        trouble = self.state.observers.take_misconfiguration()
+        if trouble is not None:
+            trouble = f"pgleak cannot watch the server of {self.state.settings.dsn_option}: {trouble}"
+        if verdicts.all:
+            item.stash[_ENTRIES] = item.stash.get(_ENTRIES, []) + check.entries(verdicts)
+        if failed and verdicts.all:
             item.stash[_SECTION] = check.section(verdicts)
-        elif verdicts.failing:
-            raise check.failure(verdicts)
+        elif verdicts.failing and not failed:
+            raise check.failure(verdicts, trouble or "")
+        elif trouble is not None and not failed:
+            pytest.fail(trouble, pytrace=False)
 
     @contextmanager
     def _unchecked_call(self, item: pytest.Item) -> Iterator[None]:
@@ -180,6 +190,7 @@ class Session:
         finally:
             self.state.ownership.pop(owner)
             self.state.ownership.end(owner)
+            self.state.ownership.background.adopt(owner)
 
     def _guarded(self, item: pytest.Item, step: Callable[[], Any]) -> Any:
         try:
@@ -203,9 +214,11 @@ class Session:
         try:
             return read_marker(mark.args, mark.kwargs)
         except SettingError as error:
-            filename, lineno, name = item.location
-            line = "" if lineno is None else f":{lineno + 1}"
-            pytest.fail(f"{Path(filename).as_posix()}{line} ({name}): {error}", pytrace=False)
+            trouble = str(error)
+        # Outside of the `except`, or pytest would show both.
+        filename, lineno, name = item.location
+        line = "" if lineno is None else f":{lineno + 1}"
+        pytest.fail(f"{Path(filename).as_posix()}{line} ({name}): {trouble}", pytrace=False)
 
     def _is_checked(self, item: pytest.Item) -> bool:
         return self.state.settings.select == "all" or item.get_closest_marker("pgleak") is not None

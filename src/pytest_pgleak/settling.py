@@ -8,6 +8,7 @@ finding.
 from __future__ import annotations
 
 import gc
+import itertools
 import time
 from collections.abc import Callable, Generator
 from typing import Final
@@ -20,8 +21,8 @@ _FIRST_PAUSE: Final = 0.0005
 _LONGEST_PAUSE: Final = 0.05
 _MOST_LOOKS: Final = 60
 _BUSY_PAUSE: Final = 0.002
-_BUSY_FOR: Final = 0.05
-"""Seconds that a task gets to begin with a connection; opening it takes 2 to 5 ms on the same machine."""
+_BUSY_LOOKS: Final = 25
+"""Pauses that a task gets to begin with a connection: turns, not seconds, for a busy machine gives few in many."""
 _COLLECT_AFTER: Final = 3
 """Looks before the garbage collector runs: what only a reference cycle holds is dropped, not still open."""
 
@@ -51,16 +52,17 @@ def settling(
     """
     start_at = time.monotonic()
 
-    def may_open_more() -> bool:
-        waited = time.monotonic() - start_at
-        return waited < grace and (is_connecting() or (waited < _BUSY_FOR and is_busy()))
+    def may_open_more(looks: int) -> bool:
+        return time.monotonic() - start_at < grace and (is_connecting() or (looks < _BUSY_LOOKS and is_busy()))
 
     # Asked before each look: what was opened by then, the look sees.
-    more = may_open_more()
+    more = may_open_more(0)
     findings = look()
-    while more and not findings:
+    for looks in itertools.count(1):
+        if findings or not more:
+            break
         yield _BUSY_PAUSE
-        more = may_open_more()
+        more = may_open_more(looks)
         findings = look()
     pause = _FIRST_PAUSE
     give_up_at = time.monotonic() + grace

@@ -13,6 +13,7 @@ import pytest
 
 from pytest_pgleak.activity import Backend
 from pytest_pgleak.asgi import AsgiTracking
+from pytest_pgleak.background import Background
 from pytest_pgleak.checkpoints import Judge
 from pytest_pgleak.events import ConnectionFacts
 from pytest_pgleak.healing import Healer
@@ -27,6 +28,8 @@ from pytest_pgleak.verdicts import Verdict
 
 if TYPE_CHECKING:
     from pytest_pgleak.clients import HostedApp
+    from pytest_pgleak.item_checks import ItemCheck
+    from pytest_pgleak.owners import Owner
     from pytest_pgleak.patching import Patch, Patches
 
 STATE: Final = pytest.StashKey["State"]()
@@ -43,13 +46,13 @@ class State:
         self.config = config
         # The defaults, until pytest has read its command line: a conftest.py may import psycopg before that.
         self.settings = Settings()
-        self.ownership = Ownership()
+        self.loops = EventLoops()
+        self.ownership = Ownership(Background(self.loops))
         self.ledger = Ledger()
         self.observers = Observers()
-        self.tracker = Tracker(self.ledger.record, self.ownership, self._witness)
+        self.tracker = Tracker(self.ledger.record, self.ownership, self._witness, self.fault)
         self.requests = itertools.count(1)
-        self.loops = EventLoops()
-        self.asgi = AsgiTracking(self.ownership, lambda: next(self.requests), self.loops)
+        self.asgi = AsgiTracking(self.ownership, lambda: next(self.requests), self.loops, self._lifespan_ended)
         self.judge = Judge(
             self.ledger,
             self.observers,
@@ -62,6 +65,7 @@ class State:
         self.reported: list[Reported] = []
         self.notes: list[str] = []
         self.checking = False
+        self.current_check: ItemCheck | None = None
         self.own_databases: set[str] = set()
         self.watched_databases: set[tuple[tuple[str, str], str]] = set()
         self.late_apps: list[HostedApp] = []
@@ -97,7 +101,7 @@ class State:
     def fault(self, where: str) -> None:
         """Report an exception inside the plugin as the plugin's own, with its traceback."""
         self.note(
-            f"internal error of pytest-pgleak in {where}; the test was not checked. Please report it:\n"
+            f"internal error of pytest-pgleak in {where}; what it would have found is missing. Please report it:\n"
             + traceback.format_exc()
         )
 
@@ -121,6 +125,13 @@ class State:
             )
             return
         self._patches.append(patch)
+
+    async def _lifespan_ended(self, lifespan: Owner) -> None:
+        if self.current_check is not None:
+            try:
+                await self.current_check.judge_lifespan(lifespan)
+            except Exception:  # noqa: BLE001 - a fault of the plugin must not fail the application's shutdown
+                self.fault("the check of a lifespan")
 
     def _witness(self, facts: ConnectionFacts, connection: Any) -> Backend | None:
         # Unchecked tests must not pay for a look that nobody will read.

@@ -42,7 +42,11 @@ class EventLoops:
 
     def have_new_tasks(self) -> bool:
         """Tell whether a task of the user's own, begun since `begin`, is still at work."""
-        return any(task not in self._before and _works_for_user(task) for task in self._tasks())
+        return any(task not in self._before for task in self.user_tasks())
+
+    def user_tasks(self) -> list[Any]:
+        """Return the tasks that run the user's own coroutines, the running one left out."""
+        return [task for task in self._tasks() if _works_for_user(task)]
 
     def _tasks(self) -> list[Any]:
         if not self._loops:
@@ -71,10 +75,14 @@ def held_by_task(reference: weakref.ref[Any] | None) -> TaskInfo | None:
     running = current_task()
     if running is not None and running() is task:
         return None
+    return describe(task)
+
+
+def describe(task: Any) -> TaskInfo | None:
+    """Say what a task runs and where it waits; None for a task of the framework, which would explain nothing."""
     coroutine = task.get_coro()
     name = getattr(coroutine, "__qualname__", "") or type(coroutine).__name__
     frame = getattr(coroutine, "cr_frame", None)
     if frame is None or not is_user_code(frame.f_code.co_filename):
-        # A task of the framework (a test runner, a portal): naming it would explain nothing.
         return None
     return TaskInfo(task.get_name(), name.rpartition("<locals>.")[2], frame.f_code.co_filename, frame.f_lineno)

@@ -9,7 +9,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 from pytest_pgleak.activity import Backend
@@ -18,8 +18,21 @@ from pytest_pgleak.frames import capture
 from pytest_pgleak.ownership import Ownership
 from pytest_pgleak.tasks import current_task
 
-_INSIDE = 3
-"""Frames between the watched call and `capture`: the wrapper, the tracker's method, `_moment`."""
+_INSIDE = 4
+"""Frames between the watched call and `capture`: the wrapper, the guard, the tracker's method, `_moment`."""
+
+
+def _never_raises(method: Callable[..., None]) -> Callable[..., None]:
+    """Keep a fault of the plugin out of the user's code; it is reported as the plugin's own."""
+
+    @wraps(method)
+    def guarded(self: Tracker, *args: Any, **kwargs: Any) -> None:
+        try:
+            method(self, *args, **kwargs)
+        except Exception:  # noqa: BLE001 - whatever it is, the application must not notice
+            self.fault(f"tracking ({method.__name__})")
+
+    return guarded
 
 
 class Tracker:
@@ -29,6 +42,7 @@ class Tracker:
         record: Takes each event.
         ownership: Says on whose account things happen.
         witness: Looks at the server's row of a connection that the garbage collector is about to close.
+        fault: Takes note, inside an ``except`` block, of a fault of the plugin; the argument says where.
     """
 
     def __init__(
@@ -36,7 +50,9 @@ class Tracker:
         record: Callable[[Event], None],
         ownership: Ownership,
         witness: Callable[[ConnectionFacts, Any], Backend | None],
+        fault: Callable[[str], None],
     ) -> None:
+        self.fault = fault
         self._record = record
         self._ownership = ownership
         self._witness = witness
@@ -50,7 +66,9 @@ class Tracker:
         self._finalized: set[int] = set()
         self._connecting: set[object] = set()
         self._holders: dict[int, int] = {}
+        self._begun_by_holder: set[int] = set()
 
+    @_never_raises
     def connection_opened(
         self, connection: Any, facts: Callable[[weakref.ref[Any]], ConnectionFacts], pool: Any
     ) -> None:
@@ -71,6 +89,10 @@ class Tracker:
         self._holders[serial] = moment.owner.serial
         self._record(Event(EventKind.CONNECTION_OPENED, serial, moment, pool=pool_serial, connection=known))
 
+    def knows(self, connection: Any) -> bool:
+        """Tell whether a connection was seen when it opened."""
+        return id(connection) in self._known or id(connection) in self._dying
+
     @contextmanager
     def connecting(self) -> Iterator[None]:
         """A connection is being opened, by somebody else than a pool."""
@@ -86,11 +108,17 @@ class Tracker:
         """Whether a connection is being opened now."""
         return bool(self._connecting)
 
+    @_never_raises
     def connection_closed(self, connection: Any) -> None:
         """``close()`` has closed a connection."""
-        if (serial := self._serial(connection)) is not None:
+        serial = self._serial(connection)
+        if serial is None:
+            # In a reference cycle a wrapper's own finalizer may close it after its weak reference was cleared.
+            serial, _ = self._dying.get(id(connection), (None, None))
+        if serial is not None:
             self._record(Event(EventKind.CONNECTION_CLOSED, serial))
 
+    @_never_raises
     def connection_finalizing(
         self, connection: Any, transaction_status: str, is_closed: bool, is_idle_in_pool: bool
     ) -> None:
@@ -115,6 +143,7 @@ class Tracker:
             )
         )
 
+    @_never_raises
     def checked_out(self, pool: Any, connection: Any) -> None:
         """A connection was handed out by a pool."""
         if (serial := self._serial(connection)) is not None:
@@ -123,27 +152,36 @@ class Tracker:
             self._holders[serial] = moment.owner.serial
             self._record(Event(EventKind.CHECKED_OUT, serial, moment, pool=pool_serial))
 
+    @_never_raises
     def transaction_beginning(self, connection: Any) -> None:
         """A transaction is about to begin.
 
-        Written down only where somebody uses what another one holds, a test its fixture's connection: for the others
-        the line that opened the connection says it all, and they pay for no stack.
+        The stack is written down only where somebody uses what another one holds, a test its fixture's connection: for
+        the others the line that opened the connection says it all, and they pay for nothing but the fact.
         """
-        serial = self._serial(connection)
-        if serial is not None and self._holders.get(serial) != self._ownership.current.serial:
+        if (serial := self._serial(connection)) is None:
+            return
+        by_holder = self._holders.get(serial) == self._ownership.current.serial
+        if not by_holder:
             self._record(Event(EventKind.TRANSACTION_BEGAN, serial, self._moment()))
+        elif serial not in self._begun_by_holder:
+            self._record(Event(EventKind.TRANSACTION_BEGAN, serial))
+        (self._begun_by_holder.add if by_holder else self._begun_by_holder.discard)(serial)
 
+    @_never_raises
     def returned(self, connection: Any) -> None:
         """A connection is being given back to its pool."""
         if (serial := self._serial(connection)) is not None:
             self._record(Event(EventKind.RETURNED, serial))
 
+    @_never_raises
     def pool_opened(self, pool: Any, facts: Callable[[weakref.ref[Any]], PoolFacts]) -> None:
         """A pool was opened."""
         serial = self._serial_of_pool(pool)
         reference = self._known[id(pool)][0]
         self._record(Event(EventKind.POOL_OPENED, serial, self._moment(), opened_pool=facts(reference)))
 
+    @_never_raises
     def pool_closed(self, pool: Any) -> None:
         """A pool was closed."""
         if (serial := self._serial(pool)) is not None:
@@ -183,6 +221,7 @@ class Tracker:
         del self._known[identity]
         facts = self._facts.pop(known[1], None)
         self._holders.pop(known[1], None)
+        self._begun_by_holder.discard(known[1])
         if identity in self._finalized:
             self._finalized.discard(identity)
         elif facts is not None:

@@ -28,6 +28,10 @@ class Verdicts:
     failing: tuple[Finding, ...] = ()
     warning: tuple[Finding, ...] = ()
 
+    def __add__(self, other: Verdicts) -> Verdicts:
+        """Join the verdicts of two checkpoints."""
+        return Verdicts(self.failing + other.failing, self.warning + other.warning)
+
     @property
     def all(self) -> tuple[Finding, ...]:
         """Everything that is told."""

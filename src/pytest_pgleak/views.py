@@ -50,6 +50,7 @@ class ConnectionView:
         after_response: For a dropped connection, whether the response had started.
         task: The task that holds it, where that is not the one which runs the test.
         began: Where the last transaction began, if that was by another owner than the connection's.
+        begun_by_holder: Whether the last transaction was begun by the connection's own owner.
     """
 
     serial: int
@@ -63,6 +64,7 @@ class ConnectionView:
     after_response: bool | None = None
     task: TaskInfo | None = None
     began: Moment | None = None
+    begun_by_holder: bool = False
 
     @property
     def in_transaction(self) -> bool:

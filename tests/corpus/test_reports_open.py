@@ -57,19 +57,6 @@ def test_setup_fails_after_another(fails_after_another):
     pass
 
 
-@pytest.fixture
-def drops_in_setup(dsn):
-    conn = psycopg.connect(dsn)  # leaks
-    conn.execute("select no_such_column")
-    yield conn
-    conn.close()
-
-
-@expect("connection-not-closed")
-def test_setup_fails_on_its_own_query(drops_in_setup):
-    """Open, not dropped: pytest keeps the traceback, and that the frame."""
-
-
 @expect("connection-not-closed")
 def test_getfixturevalue_leak(request):
     request.getfixturevalue("forgets")

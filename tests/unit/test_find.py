@@ -272,11 +272,15 @@ def test_an_open_transaction_is_the_askers_where_it_began():
     assert found.opened == frame()
 
 
-def test_an_open_transaction_that_another_one_began_is_shown_where_the_connection_was_opened():
+def test_an_open_transaction_that_another_one_began_is_not_the_askers():
     began = moment(OTHER, at=3.0, where=stack(("write", "/project/app/write.py", 30)))
     view = View((connection(10, OPEN, moment(FIXTURE), transaction_status="INTRANS", began=began),))
-    (found,) = find(view, NOTHING_KNOWN, Question(CALL, transactions=True))
-    assert found.origin == found.opened == frame()
+    assert find(view, NOTHING_KNOWN, Question(CALL, transactions=True)) == ()
+
+
+def test_an_open_transaction_that_the_holder_began_is_not_the_askers():
+    view = View((connection(10, OPEN, moment(FIXTURE), transaction_status="INTRANS", begun_by_holder=True),))
+    assert find(view, NOTHING_KNOWN, Question(CALL, transactions=True)) == ()
 
 
 def test_the_request_is_frozen_as_it_is_known_by_then():

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 import pytest
 from builders import code
+from fastapi import FastAPI
 
 from pytest_pgleak.isolation import is_installed, rolls_back
 
@@ -98,6 +99,16 @@ def says_so_in_a_message(conn, log):
     log("no rollback here")
 
 
+def builds_an_application(conn):
+    app = FastAPI()
+
+    async def get_conn():
+        yield conn
+        await conn.rollback()
+
+    yield app, get_conn
+
+
 class CallableWithoutCode:
     def __call__(self):
         return None
@@ -126,7 +137,16 @@ def test_a_fixture_that_rolls_back(function):
 
 
 @pytest.mark.parametrize(
-    "function", [commits, only_talks_about_it, says_so_in_a_message, CallableWithoutCode(), len, functools.partial(len)]
+    "function",
+    [
+        commits,
+        only_talks_about_it,
+        says_so_in_a_message,
+        builds_an_application,
+        CallableWithoutCode(),
+        len,
+        functools.partial(len),
+    ],
 )
 def test_a_fixture_that_does_not(function):
     assert not rolls_back(function)

@@ -8,10 +8,12 @@ import psycopg
 import psycopg_pool
 import pytest
 
+from pytest_pgleak.background import Background
 from pytest_pgleak.ledger import Ledger
 from pytest_pgleak.ownership import Ownership
 from pytest_pgleak.patching import Patch, Patches
 from pytest_pgleak.psycopg_internals import connection_patches, pool_patches
+from pytest_pgleak.tasks import EventLoops
 from pytest_pgleak.tracking import Tracker
 
 CLASSES = (
@@ -26,7 +28,7 @@ CLASSES = (
 
 
 def tracker():
-    return Tracker(Ledger().record, Ownership(), lambda _facts, _connection: None)
+    return Tracker(Ledger().record, Ownership(Background(EventLoops())), lambda _facts, _connection: None, print)
 
 
 def attributes(classes=CLASSES):

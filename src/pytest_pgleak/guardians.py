@@ -1,0 +1,129 @@
+"""What a test opens and somebody else is going to close: a factory fixture, an ``ExitStack``, a lazy database.
+
+Asked only for things that are still open when the test is over. The evidence is in memory: whoever will close a
+connection has to hold it. A fixture that is suspended at its ``yield`` holds it in a local variable, in its value or in
+a finalizer; an application in its ``state``, with a lifespan that has something to close.
+"""
+
+from __future__ import annotations
+
+import gc
+import types
+from collections import deque
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, Final
+
+import pytest
+
+from pytest_pgleak.frames import RawStack
+from pytest_pgleak.isolation import code_of, mentions, nested_codes
+
+_MOST_OBJECTS: Final = 50_000
+_CLOSING: Final = ("close", "dispose", "putconn", "terminate", "exit", "shutdown", "stop", "disconnect")
+# Frameworks hold everything, and an event loop holds every task; theirs is looked at in its own way, or not at all.
+_CLOSED_BOOKS: Final = frozenset(
+    (
+        *("_pytest", "pytest", "pluggy", "pytest_pgleak", "pytest_asyncio", "starlette", "fastapi", "httpx", "httpx2"),
+        *("asyncio", "_asyncio", "uvloop", "anyio", "concurrent", "threading", "_thread", "selectors"),
+        *("contextvars", "_contextvars"),
+    )
+)
+_CLOSED_BOOKS_TYPES: Final = (type, types.ModuleType, types.CodeType, types.TracebackType, str, bytes, int, float)
+
+
+def is_held(target: object, roots: Iterable[object]) -> bool:
+    """Tell whether an object can be reached from others.
+
+    Args:
+        target: The object.
+        roots: Where to start: values, finalizers, suspended generators.
+    """
+    seen: set[int] = set()
+    queue = deque(roots)
+    while queue and len(seen) < _MOST_OBJECTS:
+        current = queue.popleft()
+        if current is target:
+            return True
+        if id(current) in seen or isinstance(current, _CLOSED_BOOKS_TYPES) or _is_frameworks(current):
+            continue
+        seen.add(id(current))
+        queue.extend(_held_by(current))
+    return False
+
+
+def opened_inside(stack: RawStack, function: Callable[..., Any]) -> bool:
+    """Tell whether a function inside a fixture did it, as a factory fixture's does."""
+    code = code_of(function)
+    if code is None:
+        return False
+    inner = nested_codes(code) - {code}
+    return any(frame_code in inner for frame_code, _ in stack)
+
+
+def shuts_down(functions: Iterable[Callable[..., Any]]) -> bool:
+    """Tell whether a lifespan or a teardown function has something in it that closes."""
+    return any(mentions(function, _CLOSING) for function in functions)
+
+
+def lifespan_functions(app: Any) -> list[Callable[..., Any]]:
+    """Return the user's functions that run when an application of Starlette's is shut down."""
+    router = getattr(app, "router", None)
+    found: list[Callable[..., Any]] = list(getattr(router, "on_shutdown", None) or ())
+    pending = [getattr(router, "lifespan_context", None)]
+    while pending and len(found) < 50:
+        function = pending.pop()
+        function = getattr(function, "__wrapped__", function)
+        if isinstance(function, types.FunctionType):
+            found.append(function)
+            pending.extend(_cells(function))
+    return found
+
+
+def pending_finalizers(item: pytest.Item) -> list[object]:
+    """Return the finalizers that a test has registered itself, with ``request.addfinalizer``."""
+    # pytest keeps them in its set-up state; there is no public way to look.
+    stack = getattr(getattr(item.session, "_setupstate", None), "stack", {})
+    finalizers, *_ = stack.get(item, ([],))
+    return [finalizer for finalizer in finalizers if not _is_frameworks_function(finalizer)]
+
+
+def _is_frameworks_function(function: Any) -> bool:
+    while isinstance(function, partial):
+        function = function.func
+    owner = getattr(function, "__self__", None)
+    module = getattr(function, "__module__", None) or ""
+    return module.partition(".")[0] in _CLOSED_BOOKS or (owner is not None and _is_frameworks(owner))
+
+
+def _is_frameworks(current: object) -> bool:
+    module = type(current).__module__
+    return isinstance(module, str) and module.partition(".")[0] in _CLOSED_BOOKS
+
+
+def _held_by(current: Any) -> Iterable[object]:
+    if isinstance(current, types.FunctionType):
+        # Not its globals: through them everything can be reached.
+        return [*_cells(current), *(current.__defaults__ or ())]
+    if isinstance(current, types.MethodType):
+        return (current.__self__, current.__func__)
+    if isinstance(current, partial):
+        return (current.func, *current.args, *current.keywords.values())
+    frame = next(
+        (frame for name in ("gi_frame", "ag_frame", "cr_frame") if (frame := getattr(current, name, None))), None
+    )
+    if frame is not None:
+        return list(frame.f_locals.values())
+    if isinstance(current, types.FrameType):
+        return ()
+    return gc.get_referents(current)
+
+
+def _cells(function: types.FunctionType) -> list[object]:
+    contents = []
+    for cell in function.__closure__ or ():
+        try:
+            contents.append(cell.cell_contents)
+        except ValueError:  # not filled yet
+            continue
+    return contents
