@@ -11,6 +11,9 @@ from pytest_pgleak.servers import ServerRequest, plan, start
 
 pytest_plugins = ["pytester"]
 
+# Inner suites, leaking on purpose: test_corpus.py runs them.
+collect_ignore = ["corpus"]
+
 
 @pytest.fixture(scope="session")
 def server_dsn() -> Iterator[str]:

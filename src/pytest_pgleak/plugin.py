@@ -246,7 +246,7 @@ class SessionEnd:
             return
         from pytest_pgleak.reporting import Reported, summary, write
 
-        title, lines = summary([Reported(**entry) for entry in self._entries], self._notes)
+        title, lines = summary([Reported.from_dict(entry) for entry in self._entries], self._notes)
         terminalreporter.section(title)
         write(lines, terminalreporter)
 

@@ -44,7 +44,12 @@ class Reported:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what can be sent between processes."""
-        return asdict(self)
+        return asdict(self) | {"detail": list(self.detail)}
+
+    @classmethod
+    def from_dict(cls, sent: dict[str, Any]) -> Reported:
+        """Take what `as_dict` has made."""
+        return cls(**(sent | {"detail": tuple(sent["detail"])}))
 
 
 def reported(finding: Finding, nodeid: str, fails: bool, root: Path) -> Reported:

@@ -181,7 +181,7 @@ def test_a_lifespan_that_never_closed_its_pool(root, at):
   owner     the application's lifespan run by fixture 'client'
   pool      'pool-1' (AsyncConnectionPool), 0 checked out
   ended     it did not: the application's lifespan run by fixture 'client' ended and the pool is still open, \
-2 connection(s) in it
+2 connections in it
   fix       put the lifespan's `yield` inside `async with AsyncConnectionPool(…) as pool:`
   allow     @pytest.mark.pgleak(allow=["pool-not-closed"])
 """,
@@ -258,7 +258,7 @@ def test_a_backend_that_nobody_knows(root):
   server    pid 815, database app, application_name 'psql', from a Unix socket, idle
   last sql  select * from t where id = …
   ended     still there after the test
-  fix       close it in the test; if it is another process's, leave it: this is a warning
+  fix       end what the test has started, or close the other driver's connection; for one on purpose, allow it
   allow     @pytest.mark.pgleak(allow=["untracked-backend"])
 """,
     )

@@ -36,7 +36,7 @@ def test_a_finding_as_the_summary_needs_it():
 
 def test_it_travels_between_processes():
     one = reported(finding(owner=LIFESPAN), "test_a.py::test_it", True, ROOT)
-    assert Reported(**json.loads(json.dumps(one.as_dict()))) == one
+    assert Reported.from_dict(json.loads(json.dumps(one.as_dict()))) == one
 
 
 def test_one_bug_is_one_entry():

@@ -113,7 +113,7 @@ def test_what_happened_at_the_origin(found, expected):
         (left_pool(), "it did not: the test ended and the pool is still open"),
         (
             left_pool(pool=pool_state(members=3)),
-            "it did not: the test ended and the pool is still open, 3 connection(s) in it",
+            "it did not: the test ended and the pool is still open, 3 connections in it",
         ),
         (left_pool(DROPPED), "garbage-collected; nothing called close() on the pool"),
         (in_transaction(), "the test ended; nothing called commit() or rollback()"),
@@ -251,7 +251,10 @@ WITH = "`with psycopg.connect(…) as conn:`"
             in_transaction(connection=SYNC, transaction_status="INERROR"),
             "call `conn.rollback()` when a statement fails, or run it inside `with conn.transaction():`",
         ),
-        (untracked(), "close it in the test; if it is another process's, leave it: this is a warning"),
+        (
+            untracked(),
+            "end what the test has started, or close the other driver's connection; for one on purpose, allow it",
+        ),
     ],
 )
 def test_what_to_change(found, expected):
