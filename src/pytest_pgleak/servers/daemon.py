@@ -67,6 +67,7 @@ def _pings(address: str) -> bool:
 
 def _ping(sock: socket.socket) -> bool:
     sock.sendall(b"GET /_ping HTTP/1.0\r\nHost: docker\r\n\r\n")
-    response = http.client.HTTPResponse(sock)
-    response.begin()
-    return response.status == http.HTTPStatus.OK
+    # Closed explicitly: it holds the socket through a file of its own.
+    with http.client.HTTPResponse(sock) as response:
+        response.begin()
+        return response.status == http.HTTPStatus.OK
