@@ -20,6 +20,7 @@ USES_THE_SERVER = """
 def output_of(result: pytest.RunResult) -> str:
     text: str = result.stdout.str() + result.stderr.str()
     assert "Traceback" not in text
+    assert "During handling of the above exception" not in text
     assert "src/pytest_pgleak" not in text
     assert "internal error" not in text.lower()
     return text
@@ -153,6 +154,36 @@ def test_a_role_without_createdb_uses_the_given_database(
     result.assert_outcomes(passed=1)
     assert "CREATEDB" in output_of(result)
     assert password not in result.stdout.str()
+
+
+def test_a_failing_test_does_not_show_the_password(
+    role: tuple[str, str], server_dsn: str, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, password = role
+    monkeypatch.setenv("PGLEAK_DSN", psycopg.conninfo.make_conninfo(server_dsn, user=name, password=password))
+    pytester.makepyfile(
+        """
+        import psycopg, pytest
+
+        @pytest.mark.pgleak
+        def test_it(pgleak_postgres, pgleak_dsn):
+            conn = psycopg.connect(pgleak_dsn)
+            assert conn.closed
+        """
+    )
+    result = pytester.runpytest_subprocess("-p", "no:asyncio", "--showlocals")
+    result.assert_outcomes(failed=1)
+    assert f"user={name}" in result.stdout.str()
+    assert password not in result.stdout.str()
+
+
+def test_a_bad_setting_beside_a_conftest_that_imports_psycopg(pytester: pytest.Pytester) -> None:
+    pytester.makeini("[pytest]\npgleak_grace = soon\n")
+    pytester.makeconftest("import psycopg, psycopg_pool\n")
+    pytester.makepyfile("def test_it(): pass")
+    result = pytester.runpytest_subprocess("-p", "no:asyncio")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert output_of(result).count("pgleak_grace = soon: expected a number of seconds") == 1
 
 
 def test_no_application(pytester: pytest.Pytester, server_dsn: str) -> None:

@@ -23,8 +23,10 @@ class Dsn(str):
     __slots__ = ()
 
     def __repr__(self) -> str:
-        shown = redacted(str(self))
-        return repr(str(self)) if "password" not in self and "@" not in self else repr(shown)
+        from psycopg.conninfo import conninfo_to_dict
+
+        text = str(self)
+        return repr(redacted(text) if conninfo_to_dict(text).get("password") else text)
 
 
 @dataclass(frozen=True, slots=True)

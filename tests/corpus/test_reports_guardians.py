@@ -1,7 +1,4 @@
-"""Right by the design or by common sense, and not (yet) met: each group says what it is about.
-
-Move a group to its neighbours (`test_reports_fixtures.py` and so on) when it passes.
-"""
+"""Who is going to close it: fixtures, finalizers, lifespans, threads and tasks that the test did not make itself."""
 
 import asyncio
 import contextlib
@@ -33,7 +30,7 @@ def forgets(dsn):
     yield KEPT[-1]
 
 
-# -- missed: fixtures that are asked for by getfixturevalue, and fixtures of a set-up that fails -----------------
+# -- fixtures that are asked for by getfixturevalue, and fixtures of a set-up that fails ----------------------------
 
 
 @pytest.fixture
