@@ -156,13 +156,15 @@ class ItemCheck:
 
     async def _judge_in_loop(self) -> None:
         self._judged_in_loop = True
-        self._state.loops.seen()
-        checkpoint = self._after_call()
-        findings = await settle_async(self._state.judge.settling(checkpoint))
-        verdicts, later = self._tell(findings, checkpoint.view)
-        self._call_verdicts += verdicts
-        for heal in later:
-            await heal()
+        try:
+            checkpoint = self._after_call()
+            findings = await settle_async(self._state.judge.settling(checkpoint))
+            verdicts, later = self._tell(findings, checkpoint.view)
+            self._call_verdicts += verdicts
+            for heal in later:
+                await heal()
+        except Exception:  # noqa: BLE001 - a fault of the plugin is reported as one, it is no failure of the test
+            self._state.fault(f"the check of {self._item.nodeid}")
         while self._state.late_apps:
             # No fixture could hold on to this event loop, so the lifespan must be shut down while it runs.
             await self._state.late_apps.pop().stop_here()
