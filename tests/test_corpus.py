@@ -27,6 +27,8 @@ def test_exactly_the_expected_findings(module: str, pytester: pytest.Pytester, s
     assert corpus, "nothing was collected"
     wrong = {}
     for nodeid, test in corpus.items():
+        if "skipped" in test["outcome"].values():
+            continue  # it said why; what it needs is not there
         failed = "failed" in test["outcome"].values()
         if sorted(test["found"]) != test["expected"] or failed != bool(test["expected"]):
             wrong[nodeid] = test
