@@ -62,7 +62,7 @@ def expect(root, *findings, is_):
 
 
 def test_a_dependency_that_returned_its_connection(root, at):
-    """The failure of DESIGN.md, section 7."""
+    """The failure as the README shows it."""
     expect(
         root,
         finding(
