@@ -116,17 +116,10 @@ def _held_by(current: Any) -> Iterable[object]:
         return list(frame.f_locals.values())
     if isinstance(current, types.FrameType):
         return ()
-    # Attributes that an instance stores inline are not all among its referents (CPython 3.13.0, measured).
-    return [*gc.get_referents(current), *_attributes(current).values()]
-
-
-def _attributes(current: object) -> dict[str, object]:
-    try:
-        # Not by getattr(): that may run code of the user's.
-        attributes = object.__getattribute__(current, "__dict__")
-    except AttributeError:
-        return {}
-    return attributes if isinstance(attributes, dict) else {}
+    if isinstance(current, dict):
+        # Not by its referents: the dictionary of an instance with inline attributes shows none (CPython 3.13).
+        return list(dict.values(current))
+    return gc.get_referents(current)
 
 
 def _cells(function: types.FunctionType) -> list[object]:
