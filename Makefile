@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 PYTEST_ARGS ?= -n auto
 
-.PHONY: help test test-oldest demo lint types docs docs-check check clean
+.PHONY: help test demo lint types docs docs-check check clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -21,12 +21,6 @@ $(READY): pyproject.toml
 	@touch $@
 
 test: $(READY)  ## run the whole suite (PYTEST_ARGS="-k pool" for a part of it)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
-
-test-oldest: VENV = .venv-oldest
-test-oldest:  ## run the suite against the oldest versions that are supported
-	@$(MAKE) --no-print-directory VENV=$(VENV) $(VENV)/.ready
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement tests/oldest.txt
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 demo: $(READY)  ## run the demo: first the correct applications, then the leaky ones with their failures
@@ -48,4 +42,4 @@ docs-check: $(READY)  ## fail if the output in README.md or docs/ is stale
 check: lint types docs-check test demo  ## everything
 
 clean:  ## remove what make has made
-	rm -rf .venv .venv-oldest build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache
