@@ -1,16 +1,22 @@
 """What pytest-pgleak has to find in each application of `demo_app.leaky`: exactly one finding of this kind."""
 
 EXPECTED: dict[str, str] = {
+    "advisory_lock_left": "session-state",
+    "close_without_commit": "write-lost",
+    "commit_after_response": "write-lost",
     "commit_forgotten": "transaction-left-open",
     "connection_held_by_task": "connection-not-closed",
     "connection_on_app_state": "connection-not-closed",
     "dependency_returned": "connection-dropped",
     "endpoint_early_return": "connection-dropped",
     "endpoint_exception_path": "connection-dropped",
+    "exception_swallowed": "write-lost",
     "getconn_without_putconn": "connection-not-returned",
+    "nested_checkout": "nested-checkout",
     "pool_never_closed": "pool-not-closed",
     "pool_per_request": "pool-not-closed",
     "putconn_only_on_success": "connection-not-returned",
+    "search_path_left": "session-state",
     "sync_dependency_returned": "connection-dropped",
     "sync_pool_never_closed": "pool-not-closed",
     "sync_putconn_only_on_success": "connection-not-returned",

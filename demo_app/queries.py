@@ -15,6 +15,11 @@ async def insert_visit(conn: AsyncConnection) -> Visit:
     return visit
 
 
+async def refer_visit(conn: AsyncConnection, visit_id: int, referrer: int) -> None:
+    """Note from which visit another one came."""
+    await conn.execute("update visits set referrer = %s where id = %s", [referrer, visit_id])
+
+
 async def select_visits(conn: AsyncConnection) -> list[Visit]:
     """Return all visits, oldest first."""
     async with conn.cursor(row_factory=class_row(Visit)) as cur:

@@ -5,7 +5,8 @@ import psycopg
 VISITS = """
 create table if not exists visits (
     id bigint generated always as identity primary key,
-    timestamp timestamptz not null
+    timestamp timestamptz not null,
+    referrer bigint references visits deferrable initially deferred
 )
 """
 

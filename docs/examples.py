@@ -7,7 +7,8 @@ Three comments in a page are instructions to this script (``…`` is what it rep
 
 - ``<!-- file: test_a.py -->`` and a fenced block: a file. The files of a page are run together, by one pytest.
 - ``<!-- example: NAME -->`` … ``<!-- /example -->``: the failure of the test NAME, from the page's own files, else from
-  the leaky half of demo_app. ``summary`` is pgleak's summary of the page's own run.
+  the leaky half of demo_app. ``summary`` is pgleak's summary of the page's own run; ``NAME:error`` are the lines of the
+  error alone, ``NAME:waits`` what the terminal was told while NAME waited for a lock.
 - ``<!-- code: PATH NAME … -->`` … ``<!-- /code -->``: these functions of a file of the repository.
 """
 
@@ -17,11 +18,13 @@ import argparse
 import ast
 import difflib
 import functools
+import itertools
 import os
 import re
 import subprocess
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 from typing import Final
 
@@ -35,12 +38,17 @@ _EXAMPLE: Final = re.compile(r"(<!-- example: (?P<name>\S+) -->\n).*?(<!-- /exam
 _CODE: Final = re.compile(r"(<!-- code: (?P<path>\S+) (?P<names>[^\n]+) -->\n).*?(<!-- /code -->)", re.DOTALL)
 
 _RULER: Final = re.compile(r"(?P<fill>[_=]{2,}) (?P<title>.+?) (?P=fill)_?=?|={3,}|-{3,} .* -{3,}")
+_WAITS: Final = re.compile(r"pgleak: \S+::(?P<name>\S+) \(\w+\) has been waiting for a lock for \S+ s")
 _PHASE: Final = re.compile(r"ERROR at (setup|teardown) of ")
 
 _CHANGING: Final = (
     (re.compile(r"\bpid \d+"), "pid 4711"),
+    (re.compile(r"^ {12}pid 4711(?=, database)", re.MULTILINE), " " * 12 + "pid 4712"),  # the one that waits
     (re.compile(r"\bxid \d+"), "xid 739"),
+    (re.compile(r"\bpg_terminate_backend\(\d+\)"), "pg_terminate_backend(4711)"),
+    (re.compile(r"\b\d+\.\d s ago\b"), "0.5 s ago"),
     (re.compile(r"\bfor \d+\.\d s\b"), "for 0.5 s"),
+    (re.compile(r"\bprepared \d+\.\d s ago\b"), "prepared 0.5 s ago"),
     (re.compile(r"'pool-\d+'"), "'pool-1'"),
     (re.compile(r"\b\d+ connection\(s\) in it"), "1 connection(s) in it"),
     (re.compile(r"\bpgleak_main_[0-9a-f]+"), "pgleak_main_1f2e3d4c"),
@@ -109,7 +117,22 @@ def sections(output: str) -> dict[str, str]:
             current = found[name]
             current.append("")
         found[name] = current
+    found |= _errors(found) | _waits(output.splitlines())
     return {name: normalised("\n".join(lines).strip("\n")) for name, lines in found.items()}
+
+
+def _errors(found: dict[str, list[str]]) -> dict[str, list[str]]:
+    errors = {f"{name}:error": [line[1:] for line in lines if line.startswith("E   ")] for name, lines in found.items()}
+    return {name: textwrap.dedent("\n".join(lines)).splitlines() for name, lines in errors.items()}
+
+
+def _waits(lines: list[str]) -> dict[str, list[str]]:
+    waits: dict[str, list[str]] = {}
+    for number, line in enumerate(lines):
+        if match := _WAITS.fullmatch(line):
+            rest = itertools.takewhile(lambda following: following.startswith("  "), lines[number + 1 :])
+            waits.setdefault(f"{match['name']}:waits", [line, *rest])
+    return waits
 
 
 @functools.cache

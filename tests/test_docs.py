@@ -18,8 +18,6 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
-JUDGED = [kind for kind in KINDS.values() if kind.judged]
-RESERVED = [kind for kind in KINDS.values() if not kind.judged]
 FIXTURES = [name for name in vars(fixtures) if name.startswith("pgleak")]
 HOOKS = [name for name, _ in inspect.getmembers(hookspecs, inspect.isfunction) if name.startswith("pytest_pgleak_")]
 INI = [name for name, _, _ in options.INI]
@@ -41,15 +39,13 @@ def anchors(page):
 
 
 def test_there_is_something_to_document():
-    assert JUDGED
-    assert RESERVED
     assert FIXTURES
     assert HOOKS
     assert COMMAND_LINE
 
 
-@pytest.mark.parametrize("kind", JUDGED, ids=lambda kind: kind.code)
-def test_each_judged_kind_has_a_page_that_starts_as_its_failure_does(kind):
+@pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.code)
+def test_each_kind_has_a_page_that_starts_as_its_failure_does(kind):
     page = (ROOT / "docs" / "kinds" / f"{kind.code}.md").read_text(encoding="utf-8")
     title = f"[{kind.code}] {kind.headline}"
     assert page.splitlines()[0] == f"# {title}"
@@ -60,23 +56,13 @@ def test_each_judged_kind_has_a_page_that_starts_as_its_failure_does(kind):
 @pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.code)
 def test_the_index_of_kinds_is_complete(kind):
     index = (ROOT / "docs" / "kinds" / "README.md").read_text(encoding="utf-8")
-    looked_for, _, reserved = index.partition("## Reserved")
-    if kind.judged:
-        assert f"| [`[{kind.code}] {kind.headline}`]({kind.code}.md) | {kind.level} |" in looked_for
-    else:
-        assert f"`{kind.code}`" in reserved
+    assert f"| [`[{kind.code}] {kind.headline}`]({kind.code}.md) | {kind.level} |" in index
 
 
-@pytest.mark.parametrize("kind", JUDGED, ids=lambda kind: kind.code)
-def test_the_readme_tells_the_level_of_a_judged_kind(kind):
+@pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.code)
+def test_the_readme_tells_the_level_of_each_kind(kind):
     row = rf"^\| \[`{kind.code}`\]\(docs/kinds/{kind.code}\.md\) \|.*\| {kind.level} \|$"
     assert re.search(row, README, re.MULTILINE)
-
-
-@pytest.mark.parametrize("kind", RESERVED, ids=lambda kind: kind.code)
-def test_the_readme_says_that_a_reserved_kind_is_not_looked_for(kind):
-    paragraph = next(part for part in README.split("\n\n") if "They are not looked for yet in this version" in part)
-    assert f"`{kind.code}`" in paragraph
 
 
 @pytest.mark.parametrize("name", [*FIXTURES, *INI, *COMMAND_LINE, *MARKER_KEYWORDS])

@@ -13,11 +13,17 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.pgleak
 
 WITHOUT_READ_VISIT = [
+    "advisory_lock_of_transaction",
+    "commit_before_response",
+    "commit_by_hand",
     "connection_in_task",
     "connection_lifespan",
     "dependency_closing",
     "dependency_yield_context_manager",
+    "exception_after_commit",
+    "one_checkout",
     "pool_lifespan",
+    "search_path_local",
     "sync_dependency_closing",
     "sync_endpoints",
 ]
@@ -54,6 +60,12 @@ async def test_read_visit(pgleak_client: httpx.AsyncClient) -> None:
 
     assert (await pgleak_client.get(f"/visit/{created['id']}")).json() == created
     assert (await pgleak_client.get("/visit/0")).status_code == 404
+
+
+@applications(["commit_before_response"])
+async def test_commit_fails(pgleak_client: httpx.AsyncClient) -> None:
+    """A visit that refers to one that does not exist is refused, and the client is told."""
+    assert (await pgleak_client.post("/visit/", params={"referrer": 0})).status_code == 409
 
 
 @applications(WITHOUT_READ_VISIT + WITH_READ_VISIT)

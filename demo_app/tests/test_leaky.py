@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from psycopg.errors import ForeignKeyViolation
 
 if TYPE_CHECKING:
     import httpx
@@ -22,13 +23,18 @@ def applications(*names: str) -> pytest.MarkDecorator:
 
 
 @applications(
+    "advisory_lock_left",
+    "close_without_commit",
     "commit_forgotten",
     "connection_held_by_task",
     "connection_on_app_state",
     "dependency_returned",
+    "exception_swallowed",
     "getconn_without_putconn",
+    "nested_checkout",
     "pool_never_closed",
     "pool_per_request",
+    "search_path_left",
     "yield_transaction_only",
 )
 async def test_create_visit(pgleak_client: httpx.AsyncClient) -> None:
@@ -45,6 +51,13 @@ async def test_create_visit(pgleak_client: httpx.AsyncClient) -> None:
 async def test_missing_visit(pgleak_client: httpx.AsyncClient) -> None:
     """Asking for a visit that does not exist leaks."""
     assert (await pgleak_client.get("/visit/0")).status_code == 404
+
+
+@applications("commit_after_response")
+async def test_commit_fails(pgleak_client: httpx.AsyncClient) -> None:
+    """A visit that refers to one that does not exist is refused: too late, only the server's log sees the error."""
+    with pytest.raises(ForeignKeyViolation):
+        await pgleak_client.post("/visit/", params={"referrer": 0})
 
 
 @applications("sync_dependency_returned", "sync_pool_never_closed")

@@ -24,6 +24,9 @@ class Backend:
         query: Last statement, as the server keeps it.
         seconds_in_state: Seconds since ``state_change``, by the server's clock.
         locks: Names of the lock modes held on user tables, or on advisory keys.
+        written: Oids of the relations that are locked for writing. A lock that a savepoint took goes with the
+            savepoint's rollback, while ``backend_xid`` stays (PostgreSQL manual, section 13.3).
+        schemas: Oids of the schemas in which its transaction has made a relation.
     """
 
     pid: int
@@ -38,6 +41,16 @@ class Backend:
     query: str | None = None
     seconds_in_state: float | None = None
     locks: tuple[str, ...] = ()
+    written: tuple[int, ...] = ()
+    schemas: tuple[int, ...] = ()
+
+    @property
+    def has_written(self) -> bool:
+        """Whether its transaction has written something that a rollback would lose.
+
+        A transaction id alone does not say so: ``SELECT … FOR UPDATE`` and a refused ``INSERT`` have one as well.
+        """
+        return self.backend_xid is not None and bool(self.written)
 
     @property
     def identity(self) -> tuple[int, str | None]:
@@ -48,6 +61,36 @@ class Backend:
     def in_transaction(self) -> bool:
         """Whether the row shows an open transaction that nothing is running in."""
         return self.state is not None and self.state.startswith("idle in transaction")
+
+
+@dataclass(frozen=True, slots=True)
+class Relations:
+    """What the catalog says, after the transaction, of what it was that a transaction has written.
+
+    Attributes:
+        found: Name and ``relkind`` by oid; ``t`` for what is temporary, whatever else it is.
+        schemas: Oids of those schemas, of the ones asked for, that outlive a session.
+    """
+
+    found: dict[int, tuple[str, str]] = field(default_factory=dict)
+    schemas: frozenset[int] = frozenset()
+
+    def may_lose(self, backend: Backend) -> bool:
+        """Tell whether a rollback of what a row shows as written loses anything.
+
+        A sequence keeps its lock when the savepoint is rolled back in which ``nextval`` was called, and a number that
+        it has given out is not given back. A temporary table goes with its session; one that was made by this very
+        transaction is not in the catalog any more, but the schema is in which it was made.
+        """
+        unknown = [oid for oid in backend.written if oid not in self.found]
+        if unknown and (not backend.schemas or self.schemas.intersection(backend.schemas)):
+            return True
+        return any(self.found[oid][1] not in "St" for oid in backend.written if oid in self.found)
+
+    def tables(self, backend: Backend) -> tuple[str, ...]:
+        """Return the names of the tables that a row shows as written, as far as they are known."""
+        known = (self.found[oid] for oid in backend.written if oid in self.found)
+        return tuple(sorted(name for name, kind in known if kind not in "Sti"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,13 +17,14 @@ from pytest_pgleak.owners import Owner
 from pytest_pgleak.ownership import Ownership
 from pytest_pgleak.patching import Patch
 from pytest_pgleak.requests import Request
-from pytest_pgleak.tasks import EventLoops
+from pytest_pgleak.tasks import EventLoops, current_task
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+_LAST: Final = ("http.response.body", "http.response.pathsend")
 _SEEN: Final = "pytest_pgleak"
 """Key in the ASGI scope of a call that is being followed already: a mounted application is the same request."""
 
@@ -123,12 +124,15 @@ class AsgiTracking:
 
     async def _request(self, app: App, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(self._next_request(), scope.get("method", "WEBSOCKET"), scope["path"])
+        request.task = current_task()
         request.learn = functools.partial(self._learn, scope, request)
 
         async def sending(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
                 request.status = message["status"]
             await send(message)
+            if message["type"] in _LAST and not message.get("more_body"):
+                request.answered = True
 
         with self._ownership.in_request(request):
             try:
@@ -153,6 +157,7 @@ class AsgiTracking:
         if overrides:
             replaced = {code: name for call in overrides.values() for code, name in _code_and_name(call)}
             request.dependencies = request.dependencies | replaced
+            request.overrides = frozenset(replaced)
 
     def _dependencies_of(self, route: Any) -> dict[CodeType, str]:
         # By id(), for routes compare by value and cannot be hashed; the weak reference guards against a reused id.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from pytest_pgleak.activity import NOTHING_KNOWN, Backend
 from pytest_pgleak.find import Question, find
@@ -12,9 +13,14 @@ from pytest_pgleak.guardians import is_held
 from pytest_pgleak.kinds import TRANSACTION_LEFT_OPEN
 from pytest_pgleak.ledger import Ledger
 from pytest_pgleak.observers import Observers, Watched
+from pytest_pgleak.prepared_watch import PreparedWatch
+from pytest_pgleak.session_tracking import SessionTracking
 from pytest_pgleak.settling import Findings, settling
 from pytest_pgleak.tasks import EventLoops, describe
 from pytest_pgleak.views import View
+
+_ENDED: Final = ("transaction", "nested checkout", "session")
+"""What findings speak of that is over: there is nothing to look at any more."""
 
 
 @dataclass(slots=True)
@@ -43,8 +49,10 @@ class Judge:
         ledger: What the client did.
         observers: What the servers see.
         loops: Tell whether tasks of the application are still at work.
-        is_connecting: Tells whether a connection is being opened at this moment.
+        is_connecting: Tells whether a connection is being opened at this moment, or goes back to its pool.
         watched_databases: Server and name of databases to look at even when nothing of them is open here.
+        prepared: Looks after prepared transactions.
+        sessions: Knows what was left in the sessions of pooled connections.
     """
 
     def __init__(
@@ -54,7 +62,11 @@ class Judge:
         loops: EventLoops,
         is_connecting: Callable[[], bool],
         watched_databases: Callable[[], Iterable[tuple[tuple[str, str], str]]],
+        prepared: PreparedWatch,
+        sessions: SessionTracking,
     ) -> None:
+        self._sessions = sessions
+        self._prepared = prepared
         self._ledger = ledger
         self._observers = observers
         self._loops = loops
@@ -68,7 +80,8 @@ class Judge:
         for connection in view.connections:
             if (living := connection.facts.reference()) is not None:
                 self._observers.learn(connection.facts, living)
-        self._observers.begin(self._watched(), self._ledger.known_pids)
+        self._observers.begin(self.watched(), self._ledger.known_pids)
+        self._prepared.begin()
         return frozenset(connection.serial for connection in view.connections if connection.in_transaction)
 
     def settling(self, checkpoint: Checkpoint) -> Generator[float, None, Findings]:
@@ -77,7 +90,7 @@ class Judge:
 
         def look() -> Findings:
             nonlocal new
-            checkpoint.view = self._ledger.view()
+            checkpoint.view = replace(self._ledger.view(), sessions=self._sessions.left())
             self._observers.check_roles(self._ledger.roles)
             found = tuple(
                 finding
@@ -85,10 +98,11 @@ class Judge:
                 if checkpoint.keep(finding, checkpoint.view)
             )
             if checkpoint.new_backends:
-                new = self._observers.new_backends(self._watched(), self._ledger.known_pids)
+                new = self._observers.new_backends(self.watched(), self._ledger.known_pids)
                 activity = self._observers.look((), new)
                 found += find(View(), activity, checkpoint.question)
-            return found
+            prepared = self._prepared.look(checkpoint.view, checkpoint.question, checkpoint.new_backends)
+            return found + tuple(each for each in prepared if checkpoint.keep(each, checkpoint.view))
 
         found = yield from settling(look, checkpoint.grace, self._loops.have_new_tasks, self._is_connecting)
         if not found:
@@ -102,19 +116,52 @@ class Judge:
                 self._ledger.settle_pool(finding.serial)
             elif finding.subject == "checkout":
                 self._ledger.settle_checkout(finding.serial)
+            elif finding.prepared is not None:
+                self._prepared.settled(finding)
+            elif finding.subject == "session":
+                self._sessions.settle(finding.serial, finding.left)
+            elif finding.subject == "nested checkout":
+                self._ledger.settle_nested({finding.serial})
+            elif finding.subject == "transaction":
+                self._ledger.settle_transactions({transaction.serial for transaction in finding.transactions})
             elif finding.subject == "connection" and finding.kind != TRANSACTION_LEFT_OPEN:
                 # An open transaction is charged to the test, but its connection is somebody else's and lives on.
                 self._ledger.settle_connection(finding.serial)
 
     def _with_server(self, found: Findings, checkpoint: Checkpoint, new: tuple[Backend, ...]) -> Findings:
-        facts = [finding.connection for finding in found if finding.connection is not None]
+        facts = [each.connection for each in found if each.connection is not None and each.subject not in _ENDED]
         activity = self._observers.look(facts, new)
+        tables, view = self._with_tables(found, checkpoint.view)
         wanted = {(finding.kind, finding.serial) for finding in found}
-        return tuple(
-            self._with_holder(finding)
-            for finding in find(checkpoint.view, activity, checkpoint.question)
-            if (finding.kind, finding.serial) in wanted
+        named = tuple(
+            replace(self._with_holder(finding), written=_names(finding, tables))
+            for finding in find(view, activity, checkpoint.question)
+            # Where a transaction turns out to have written nothing, its connection may still have gone back in it.
+            if (finding.kind, finding.serial) in wanted or finding.subject == "transaction"
         )
+        return named + tuple(self._prepared.complete(finding) for finding in found if finding.prepared is not None)
+
+    def _with_tables(self, found: Findings, view: View) -> tuple[dict[int, tuple[str, ...]], View]:
+        """Look up what the transactions of findings have written: tables, or nothing that a rollback loses.
+
+        Returns:
+            The names of tables by the serials of the transactions, and the ledger as it is to be judged now.
+        """
+        tables: dict[int, tuple[str, ...]] = {}
+        harmless = set()
+        for finding in found:
+            written = {each.serial: each.evidence for each in finding.transactions if each.evidence is not None}
+            if finding.connection is None or not written:
+                continue
+            relations = self._observers.relations(finding.connection, written.values())
+            tables |= {serial: relations.tables(backend) for serial, backend in written.items()}
+            harmless |= {serial for serial, backend in written.items() if not relations.may_lose(backend)}
+        if not harmless:
+            return tables, view
+        transactions = (
+            replace(each, wrote=None, evidence=None) if each.serial in harmless else each for each in view.transactions
+        )
+        return tables, replace(view, transactions=tuple(transactions))
 
     def _with_holder(self, finding: Finding) -> Finding:
         """Name the task that holds an open connection now, where that is not the one which opened it."""
@@ -124,8 +171,14 @@ class Judge:
         holder = next((task for task in self._loops.user_tasks() if is_held(connection, [task.get_coro()])), None)
         return finding if holder is None else replace(finding, task=describe(holder))
 
-    def _watched(self) -> Watched:
+    def watched(self) -> Watched:
+        """Return the databases that are looked at, and how many connections of this process are open in each."""
         watched = self._ledger.open_connections()
-        for server, database in self._watched_databases():
+        # A copy, for the sampler's thread comes here, too.
+        for server, database in tuple(self._watched_databases()):
             watched.setdefault(server, {}).setdefault(database, 0)
         return watched
+
+
+def _names(finding: Finding, tables: dict[int, tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(sorted({name for each in finding.transactions for name in tables.get(each.serial, ())}))

@@ -5,12 +5,16 @@ from __future__ import annotations
 import enum
 import weakref
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_pgleak.activity import Backend
 from pytest_pgleak.frames import RawStack
+from pytest_pgleak.gids import GidUse
 from pytest_pgleak.owners import Owner
 from pytest_pgleak.requests import Request
+
+if TYPE_CHECKING:
+    from pytest_pgleak.transactions import Transaction
 
 
 class EventKind(enum.Enum):
@@ -23,6 +27,8 @@ class EventKind(enum.Enum):
     CHECKED_OUT = "checked out"
     RETURNED = "returned"
     TRANSACTION_BEGAN = "transaction began"
+    TRANSACTION_ENDED = "transaction ended"
+    PREPARED = "transaction prepared, or one that was prepared finished"
     POOL_OPENED = "pool opened"
     POOL_CLOSED = "pool closed"
     POOL_GONE = "pool object gone"
@@ -100,11 +106,14 @@ class Event:
         subject: Serial of the connection, or of the pool for events of pools.
         moment: When, where and on whose account; None where nobody stands behind it (garbage collection).
         pool: Serial of the pool that a connection belongs to.
-        connection: Facts, when a connection opened.
+        connection: Facts, when a connection opened, or a transaction was prepared on it.
         opened_pool: Facts, when a pool opened.
         transaction_status: Name of psycopg's ``TransactionStatus`` at that moment.
         backend: The server's row at that moment, where it was looked at.
         after_response: Whether the request's response had started; None outside a request.
+        transaction: The transaction that ended.
+        held: For a checkout, the connection of this pool that the same flow of control holds, and where it took it.
+        gid: Which prepared transaction, and what becomes of it.
     """
 
     kind: EventKind
@@ -116,3 +125,6 @@ class Event:
     transaction_status: str | None = None
     backend: Backend | None = None
     after_response: bool | None = None
+    transaction: Transaction | None = None
+    held: tuple[int, Moment] | None = None
+    gid: GidUse | None = None

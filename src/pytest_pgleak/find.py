@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pytest_pgleak.activity import Activity
 from pytest_pgleak.events import Moment
 from pytest_pgleak.findings import Finding, PoolState, Subject
 from pytest_pgleak.frames import is_user_code, origin, user_frames
 from pytest_pgleak.kinds import (
+    COMMIT_AFTER_RESPONSE,
     CONNECTION_DROPPED,
     CONNECTION_NOT_CLOSED,
     CONNECTION_NOT_RETURNED,
+    NESTED_CHECKOUT,
     POOL_NOT_CLOSED,
+    SESSION_STATE,
     TRANSACTION_LEFT_OPEN,
     UNTRACKED_BACKEND,
 )
+from pytest_pgleak.lost_writes import kind_of, request_of
+from pytest_pgleak.nesting import is_for_a_test
 from pytest_pgleak.owners import Owner
 from pytest_pgleak.requests import RequestInfo
+from pytest_pgleak.transactions import Transaction
 from pytest_pgleak.views import ConnectionView, Ending, PoolView, View
 
 
@@ -32,6 +38,8 @@ class Question:
             found whether they ended or not. The ended ones are always judged.
         transactions: Whether open transactions on connections that live on are this checkpoint's business.
         in_transaction_before: Serials of the connections that were not idle when the asker began.
+        failed: Whether the asker has failed by itself.
+        late_commits: Whether writes that were committed after the response are to be found.
     """
 
     asker: Owner
@@ -39,6 +47,8 @@ class Question:
     judged: frozenset[int] = frozenset()
     transactions: bool = False
     in_transaction_before: frozenset[int] = field(default_factory=frozenset)
+    failed: bool = False
+    late_commits: bool = False
 
 
 def find(view: View, activity: Activity, question: Question) -> tuple[Finding, ...]:
@@ -65,6 +75,9 @@ def find(view: View, activity: Activity, question: Question) -> tuple[Finding, .
         if kind is not None:
             moment = _moment(kind, connection, question)
             found.append((moment.at, _of_connection(kind, connection, moment, view, activity, question)))
+    found.extend(_of_transactions(view, question))
+    found.extend(_of_nested(view, question))
+    found.extend(_of_sessions(view, question))
     found.sort(key=lambda entry: entry[0])
     return tuple(finding for _, finding in found) + _of_new_backends(activity, question)
 
@@ -102,7 +115,7 @@ def _kind_of_transaction(connection: ConnectionView, question: Question) -> str 
         return None
     if connection.serial in question.in_transaction_before:
         return None  # somebody opened it on purpose before: an outer transaction that isolates tests
-    if connection.begun_by_holder or (connection.began is not None and connection.began.owner != question.asker):
+    if connection.began is not None and connection.began.owner != question.asker:
         return None  # an application's own worker, a fixture's own thread: not the asker's doing
     return TRANSACTION_LEFT_OPEN
 
@@ -116,7 +129,7 @@ def _pool_left(pool: PoolView, opened: Moment, question: Question) -> bool:
 
 def _of_pool(pool: PoolView, opened: Moment) -> Finding:
     state = PoolState(pool.facts, pool.ending, pool.members, pool.checked_out)
-    return _finding(POOL_NOT_CLOSED, "pool", pool.serial, opened.owner, opened, pool.ending, pool=state)
+    return finding_at(POOL_NOT_CLOSED, "pool", pool.serial, opened.owner, opened, pool.ending, pool=state)
 
 
 def _moment(kind: str, connection: ConnectionView, question: Question) -> Moment:
@@ -129,7 +142,7 @@ def _of_connection(
     kind: str, connection: ConnectionView, moment: Moment, view: View, activity: Activity, question: Question
 ) -> Finding:
     pool = view.pools.get(connection.pool) if connection.pool is not None else None
-    return _finding(
+    return finding_at(
         kind,
         "checkout" if kind == CONNECTION_NOT_RETURNED else "connection",
         connection.serial,
@@ -145,6 +158,99 @@ def _of_connection(
         task=connection.task,
         opened=origin((connection.checkout or connection.opened).stack) if kind == TRANSACTION_LEFT_OPEN else None,
     )
+
+
+def _of_transactions(view: View, question: Question) -> list[tuple[float, Finding]]:
+    """Find what became of writes; what happened in the same way, on the same lines, in one request is one finding."""
+    groups: dict[tuple[object, ...], list[Transaction]] = {}
+    for transaction in view.transactions:
+        owner = transaction.work.owner.serial
+        if owner not in question.ended and owner not in question.judged:
+            continue
+        kind = kind_of(transaction, view, question.failed)
+        if kind is not None and (kind != COMMIT_AFTER_RESPONSE or question.late_commits):
+            places = (origin(transaction.work.stack), origin(transaction.ended.stack))
+            key = (kind, id(request_of(transaction)), transaction.how, *places)
+            groups.setdefault(key, []).append(transaction)
+    return [
+        (transactions[0].ended.at, _of_transaction(str(key[0]), transactions, view))
+        for key, transactions in groups.items()
+    ]
+
+
+def _of_transaction(kind: str, transactions: list[Transaction], view: View) -> Finding:
+    first = transactions[0]
+    pool = view.pools.get(first.pool) if first.pool is not None else None
+    holder = first.holder or first.began
+    moment = first.work
+    if moment.request is None and first.ended.request is not None:
+        moment = replace(moment, request=first.ended.request)
+    return finding_at(
+        kind,
+        "transaction",
+        first.serial,
+        first.work.owner,
+        moment,
+        Ending.CLOSED,
+        connection=first.facts,
+        pool=None if pool is None else PoolState(pool.facts, pool.ending, pool.members, pool.checked_out),
+        transaction_status=first.status,
+        backend=first.evidence,
+        server_known=True,
+        after_response=first.after_response,
+        opened=origin(holder.stack),
+        transactions=tuple(transactions),
+        ended_at=origin(first.ended.stack),
+    )
+
+
+def _of_nested(view: View, question: Question) -> list[tuple[float, Finding]]:
+    found = []
+    out = {connection.serial: connection.checkout for connection in view.connections}
+    for nested in view.nested:
+        if out.get(nested.held) is nested.first:
+            continue  # it was never returned: that is the mistake
+        pool, owner = view.pools.get(nested.pool), nested.second.owner.serial
+        asked = owner in question.ended or owner in question.judged
+        if asked and not is_for_a_test(nested.first):
+            finding = finding_at(
+                NESTED_CHECKOUT,
+                "nested checkout",
+                nested.serial,
+                nested.second.owner,
+                nested.second,
+                Ending.CLOSED,
+                connection=nested.facts,
+                pool=None if pool is None else PoolState(pool.facts, pool.ending, pool.members, pool.checked_out),
+                opened=origin(nested.first.stack),
+            )
+            found.append((nested.second.at, finding))
+    return found
+
+
+def _of_sessions(view: View, question: Question) -> list[tuple[float, Finding]]:
+    found = []
+    for each in view.sessions:
+        pool, owner, moment = view.pools.get(each.pool or 0), each.holder.owner, each.moment
+        if owner.serial not in question.ended and owner.serial not in question.judged:
+            continue
+        if moment.request is None and each.holder.request is not None:
+            moment = replace(moment, request=each.holder.request)
+        finding = finding_at(
+            SESSION_STATE,
+            "session",
+            each.connection,
+            owner,
+            moment,
+            # Waiting does not take it away: nobody has the connection.
+            Ending.CLOSED,
+            connection=each.facts,
+            pool=None if pool is None else PoolState(pool.facts, pool.ending, pool.members, pool.checked_out),
+            opened=origin(each.holder.stack),
+            left=each.left,
+        )
+        found.append((moment.at, finding))
+    return found
 
 
 def _of_new_backends(activity: Activity, question: Question) -> tuple[Finding, ...]:
@@ -164,9 +270,10 @@ def _of_new_backends(activity: Activity, question: Question) -> tuple[Finding, .
     )
 
 
-def _finding(
+def finding_at(
     kind: str, subject: Subject, serial: int, owner: Owner, moment: Moment, ending: Ending, **facts: object
 ) -> Finding:
+    """Make a finding of what happened at some moment."""
     request = moment.request
     return Finding(
         kind,

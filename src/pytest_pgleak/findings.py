@@ -10,10 +10,24 @@ from pytest_pgleak.events import ConnectionFacts, PoolFacts
 from pytest_pgleak.frames import Frame
 from pytest_pgleak.kinds import KINDS
 from pytest_pgleak.owners import Owner
+from pytest_pgleak.peaks import OverLimit
+from pytest_pgleak.prepared import LeftPrepared
 from pytest_pgleak.requests import RequestInfo
+from pytest_pgleak.session_state import Leftover
+from pytest_pgleak.transactions import Transaction
 from pytest_pgleak.views import Ending, TaskInfo
 
-Subject = Literal["connection", "checkout", "pool", "backend"]
+Subject = Literal[
+    "connection",
+    "checkout",
+    "pool",
+    "backend",
+    "transaction",
+    "nested checkout",
+    "prepared transaction",
+    "connections",
+    "session",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +69,14 @@ class Finding:
         after_response: For what was dropped, whether the response had started.
         task: The task that still holds it.
         thread: Name of the thread, where that is not the main one.
-        opened: For an open transaction, where its connection was opened or checked out.
+        opened: For an open transaction, where its connection was opened or checked out; for a nested checkout, where
+            the first one was taken.
+        transactions: The transactions that ended so, of one request and one line.
+        ended_at: Where the first of them was ended.
+        written: Names of the tables that were written, as far as they are known.
+        left: What was left in the session.
+        prepared: The prepared transaction.
+        over: How many connections were open at once, and who held them.
     """
 
     kind: str
@@ -76,6 +97,12 @@ class Finding:
     task: TaskInfo | None = None
     thread: str | None = None
     opened: Frame | None = None
+    transactions: tuple[Transaction, ...] = ()
+    ended_at: Frame | None = None
+    written: tuple[str, ...] = ()
+    left: tuple[Leftover, ...] = ()
+    prepared: LeftPrepared | None = None
+    over: OverLimit | None = None
 
     @property
     def headline(self) -> str:

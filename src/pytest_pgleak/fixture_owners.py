@@ -66,6 +66,12 @@ class FixtureOwners:
             if (owner := self._alive.get(id(fixturedef))) is not None:
                 self._watched.add(owner.serial)
 
+    def used_by(self, item: pytest.Item) -> frozenset[int]:
+        """Return the serials of the fixtures that a test uses by now, or is going to."""
+        active = getattr(getattr(item, "_request", None), "_fixture_defs", {})  # also those that were asked for by name
+        owners = (self._alive.get(id(each)) for each in (*_fixturedefs(item), *active.values()))
+        return frozenset(owner.serial for owner in owners if owner is not None)
+
     def watch_owner(self, owner: Owner) -> None:
         """Judge an owner when it ends."""
         self._watched.add(owner.serial)
@@ -73,6 +79,11 @@ class FixtureOwners:
     def is_watched(self, owner: Owner) -> bool:
         """Tell whether a checked test has used a fixture, or the fixture that ran a lifespan."""
         return owner.serial in self._watched or (owner.what == "lifespan" and owner.started_by in self._watched)
+
+    @property
+    def living(self) -> frozenset[int]:
+        """Serials of the fixtures that have not ended. May be asked from any thread."""
+        return frozenset(owner.serial for owner in list(self._alive.values()))
 
     def watched_serials(self) -> frozenset[int]:
         """Return the serials of all owners that are judged, living and ended."""
@@ -134,7 +145,8 @@ class FixtureOwners:
         """Tell whether any function-scoped fixture of a test that has a teardown passes a test."""
         return any(
             definition.scope == "function" and _has_teardown(definition) and test(definition.func)
-            for definition in _fixturedefs(item)
+            # The living ones as well: a test may ask for a fixture with `request.getfixturevalue()`.
+            for definition in (*_fixturedefs(item), *(self._definitions[each.serial] for each in self._alive.values()))
         )
 
 
@@ -142,7 +154,8 @@ def _fixturedefs(item: pytest.Item) -> list[pytest.FixtureDef[Any]]:
     # pytest offers no public way from an item to its fixture definitions; `_fixtureinfo` has been there since 2.x and
     # is what pytest-asyncio and AnyIO read. Doctests and other items have none.
     names = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
-    return [fixturedef for fixturedefs in names.values() for fixturedef in fixturedefs]
+    # A copy, for it may be asked for in another thread while the test asks for one more fixture by name.
+    return [fixturedef for fixturedefs in list(names.values()) for fixturedef in fixturedefs]
 
 
 def _has_teardown(definition: pytest.FixtureDef[Any]) -> bool:

@@ -16,6 +16,7 @@ from pytest_pgleak.findings import Finding
 from pytest_pgleak.kinds import TRANSACTION_LEFT_OPEN
 from pytest_pgleak.observers import Observers
 from pytest_pgleak.psycopg_internals import finish
+from pytest_pgleak.session_state import Leftover
 from pytest_pgleak.views import Ending, View
 
 _PATIENCE: Final = 1.0
@@ -28,9 +29,19 @@ class Healer:
     Args:
         observers: Terminate backends.
         may_terminate: Whether the backend of a connection may be terminated.
+        roll_back: Rolls back a prepared transaction, where that is allowed.
+        undo: Takes away what was left in the session of a connection, given its serial.
     """
 
-    def __init__(self, observers: Observers, may_terminate: Callable[[ConnectionFacts], bool]) -> None:
+    def __init__(
+        self,
+        observers: Observers,
+        may_terminate: Callable[[ConnectionFacts], bool],
+        roll_back: Callable[[Finding], None],
+        undo: Callable[[int, Iterable[Leftover]], None],
+    ) -> None:
+        self._undo = undo
+        self._roll_back = roll_back
         self._observers = observers
         self._may_terminate = may_terminate
 
@@ -46,10 +57,14 @@ class Healer:
         """
         later: list[Callable[[], Awaitable[object]]] = []
         for finding in findings:
+            if finding.left and finding.connection is not None and self._may_terminate(finding.connection):
+                self._undo(finding.serial, finding.left)
             if finding.ending is not Ending.OPEN:
                 continue
             if finding.subject == "pool":
                 self._heal_pool(finding, view, later)
+            elif finding.prepared is not None:
+                self._roll_back(finding)
             elif finding.connection is not None:
                 self._heal_connection(finding, finding.connection, view, later)
         return later

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterable
 from types import CodeType, FunctionType
 from typing import Any, Final
@@ -16,6 +17,7 @@ from typing import Any, Final
 from pytest_pgleak.frames import is_user_code
 
 _APPLICATIONS: Final = frozenset(("FastAPI", "Starlette"))
+_FINISHES: Final = re.compile(r"\b(commit|rollback)\s+prepared\b", re.IGNORECASE)
 
 
 def rolls_back(function: Callable[..., Any]) -> bool:
@@ -24,6 +26,14 @@ def rolls_back(function: Callable[..., Any]) -> bool:
     What it calls by a global name counts as well, functions and methods, one level deep.
     """
     return any(_mentions_rollback(each) for each in (function, *_helpers(function)))
+
+
+def finishes_prepared(function: Callable[..., Any]) -> bool:
+    """Tell whether a function commits or rolls back prepared transactions: by a method, or by SQL.
+
+    What it calls by a global name counts as well, as for `rolls_back`.
+    """
+    return any(_mentions_prepared(each) for each in (function, *_helpers(function)))
 
 
 def is_installed(function: Callable[..., Any]) -> bool:
@@ -69,6 +79,15 @@ def _mentions_rollback(function: Callable[..., Any]) -> bool:
         any("rollback" in name.lower() for name in _names(inner))
         or any(text.strip().lower().startswith("rollback") for text in inner.co_consts if isinstance(text, str))
         for inner in codes
+    )
+
+
+def _mentions_prepared(function: Callable[..., Any]) -> bool:
+    code = code_of(function)
+    return any(
+        any(name.startswith(("tpc_commit", "tpc_rollback")) for name in inner.co_names)
+        or any(_FINISHES.search(text) for text in inner.co_consts if isinstance(text, str))
+        for inner in (nested_codes(code) if code is not None else ())
     )
 
 

@@ -15,9 +15,11 @@ from pytest_pgleak.find import Question
 from pytest_pgleak.findings import Finding
 from pytest_pgleak.frames import RawStack
 from pytest_pgleak.guardians import is_held, pending_finalizers
-from pytest_pgleak.isolation import is_installed, rolls_back
-from pytest_pgleak.kinds import TRANSACTION_LEFT_OPEN
+from pytest_pgleak.isolation import finishes_prepared, is_installed, rolls_back
+from pytest_pgleak.kinds import COMMIT_AFTER_RESPONSE, TRANSACTION_LEFT_OPEN
 from pytest_pgleak.owners import Owner
+from pytest_pgleak.peak_rules import find_over_limit
+from pytest_pgleak.prepared import LeftPrepared
 from pytest_pgleak.reporting import LeaksFound, entries_of, plain
 from pytest_pgleak.settings import MarkerSettings
 from pytest_pgleak.settling import settle, settle_async
@@ -52,6 +54,7 @@ class ItemCheck:
         self._in_transaction_before: frozenset[int] = frozenset()
         self._deferred: frozenset[int] = frozenset()
         self._judged_in_loop = False
+        self._failed = False
         self._guarded: dict[tuple[str, int], Owner | None] = {}
         self._finalizers_owner: Owner | None = None
         self._call_verdicts = Verdicts()
@@ -68,15 +71,23 @@ class ItemCheck:
         self.owner = state.ownership.begin("call", self._item.nodeid)
         self._in_transaction_before = state.judge.begin()
         state.ownership.push(self.owner)
+        if self._marker.max_connections is not None:
+            state.budget.begin(self._marker.max_connections, self._counts())
         self._wrap_coroutine_function()
 
-    def end_call(self) -> Verdicts:
-        """Finish the call phase and judge it, unless that was done inside the event loop."""
+    def end_call(self, failed: bool) -> Verdicts:
+        """Finish the call phase and judge it, unless that was done inside the event loop.
+
+        Args:
+            failed: Whether the test function has raised.
+        """
         assert self.owner is not None
+        self._failed = failed
         if not self._judged_in_loop:
             checkpoint = self._after_call()
             findings = settle(self._state.judge.settling(checkpoint))
-            self._call_verdicts += self._tell(findings, checkpoint.view)[0]
+            self._call_verdicts += self._tell((*findings, *self._over_limit()), checkpoint.view)[0]
+        self._state.budget.end()
         self._state.ownership.pop(self.owner)
         self._state.ownership.end(self.owner)
         self._state.ownership.background.adopt(self.owner)
@@ -98,6 +109,8 @@ class ItemCheck:
             judged=self._fixtures.watched_serials(),
             transactions=bool(self._deferred),
             in_transaction_before=self._in_transaction_before,
+            failed=self._failed,
+            late_commits=self._finds_late_commits,
         )
         checkpoint = Checkpoint(question, self._grace, keep=self._belongs_to_teardown)
         findings = settle(state.judge.settling(checkpoint))
@@ -146,6 +159,9 @@ class ItemCheck:
             self._state.ownership.background.adopt(self._state.ownership.session)
             try:
                 return await function(*args, **kwargs)
+            except BaseException as error:
+                self._failed = not isinstance(error, pytest.skip.Exception)
+                raise
             finally:
                 # Inside the test's own loop, where background tasks and a pool's return worker can still finish.
                 await self._judge_in_loop()
@@ -159,7 +175,7 @@ class ItemCheck:
         try:
             checkpoint = self._after_call()
             findings = await settle_async(self._state.judge.settling(checkpoint))
-            verdicts, later = self._tell(findings, checkpoint.view)
+            verdicts, later = self._tell((*findings, *self._over_limit()), checkpoint.view)
             self._call_verdicts += verdicts
             for heal in later:
                 await heal()
@@ -168,6 +184,15 @@ class ItemCheck:
         while self._state.late_apps:
             # No fixture could hold on to this event loop, so the lifespan must be shut down while it runs.
             await self._state.late_apps.pop().stop_here()
+
+    @property
+    def _demanded(self) -> frozenset[str]:
+        """The kinds that are off by themselves and that the marker asks for."""
+        return frozenset({COMMIT_AFTER_RESPONSE} if self._marker.commit is not None else ())
+
+    @property
+    def _finds_late_commits(self) -> bool:
+        return self._marker.commit is not None or self._state.settings.level(COMMIT_AFTER_RESPONSE) != "off"
 
     def _after_call(self) -> Checkpoint:
         assert self.owner is not None
@@ -178,10 +203,34 @@ class ItemCheck:
             judged=ended,
             transactions=True,
             in_transaction_before=self._in_transaction_before,
+            failed=self._failed,
+            late_commits=self._finds_late_commits,
         )
         return Checkpoint(question, self._grace, new_backends=True, keep=self._belongs_to_call)
 
+    def _counts(self) -> Callable[[Owner], bool]:
+        """Tell whose connections count for ``max_connections``: the test's, its fixtures', their lifespans', imports'.
+
+        What begins while the test runs is its own, too. A fixture that it asks for by name is used from then on.
+        """
+        assert self.owner is not None
+        call, session = self.owner.serial, self._state.ownership.session.serial
+
+        def is_counted(owner: Owner) -> bool:
+            if owner.serial >= call or owner.serial == session:
+                return True
+            used = self._fixtures.used_by(self._item)
+            return owner.serial in used or owner.started_by in used
+
+        return is_counted
+
+    def _over_limit(self) -> tuple[Finding, ...]:
+        peak = self._state.budget.end()
+        return () if peak is None or self.owner is None else find_over_limit(peak, self.owner)
+
     def _belongs_to_call(self, finding: Finding, view: View) -> bool:
+        if finding.prepared is not None:
+            return not self._is_finished_by_teardown(finding.prepared)
         if finding.kind == TRANSACTION_LEFT_OPEN:
             return self._transaction_belongs_to_call(finding, view)
         return not (finding.can_heal and self._is_somebody_elses_to_close(finding, view))
@@ -198,6 +247,17 @@ class ItemCheck:
             # Its rollback comes after the call phase: judged when the fixtures have been torn down.
             self._deferred |= {finding.serial}
             return False
+        return True
+
+    def _is_finished_by_teardown(self, left: LeftPrepared) -> bool:
+        """Hand a prepared transaction over to the teardown of this test, where that finishes some."""
+        teardown = getattr(getattr(self._item, "instance", None), "teardown_method", None)
+        in_teardown = teardown is not None and finishes_prepared(teardown)
+        if not in_teardown and not self._fixtures.any_function_scoped(self._item, finishes_prepared):
+            return False
+        owner = self._until_teardown()
+        self._fixtures.watch_owner(owner)
+        self._state.ledger.prepared.reassign(left.server, left.gid, owner)
         return True
 
     def _is_somebody_elses_to_close(self, finding: Finding, view: View) -> bool:
@@ -218,6 +278,11 @@ class ItemCheck:
         self._state.ledger.reassign(finding.subject, finding.serial, guardian)
         return True
 
+    @property
+    def living(self) -> frozenset[int]:
+        """Serial of the owner that ends with the finalizers of this test, if there is one."""
+        return frozenset() if self._finalizers_owner is None else frozenset({self._finalizers_owner.serial})
+
     def _until_teardown(self) -> Owner:
         """Return an owner that ends when the finalizers of this test have run."""
         if self._finalizers_owner is None:
@@ -231,7 +296,7 @@ class ItemCheck:
         """Sort, remember, heal. Returns also what has to be awaited for healing."""
         state = self._state
         findings = tuple(findings)
-        verdicts = state.verdict.sort(findings, self._item, self._marker.allow)
+        verdicts = state.verdict.sort(findings, self._item, self._marker.allow, demanded=self._demanded)
         state.judge.settled(findings)
         if not verdicts.all:
             return verdicts, []

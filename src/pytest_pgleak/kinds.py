@@ -18,14 +18,11 @@ class Kind:
         code: The stable name that users write in ``allow``, ``pgleak_levels`` and ``pgleak_ignore``.
         headline: The first line of a failure, after the code.
         level: The level that applies where no setting says otherwise.
-        judged: Whether this version of the plugin looks for it. Kinds that are reserved can already be named in
-            settings, so that a suite may be written for both.
     """
 
     code: str
     headline: str
     level: Level
-    judged: bool = True
 
 
 CONNECTION_NOT_CLOSED: Final = "connection-not-closed"
@@ -33,7 +30,14 @@ CONNECTION_DROPPED: Final = "connection-dropped"
 CONNECTION_NOT_RETURNED: Final = "connection-not-returned"
 POOL_NOT_CLOSED: Final = "pool-not-closed"
 TRANSACTION_LEFT_OPEN: Final = "transaction-left-open"
+WRITE_LOST: Final = "write-lost"
+RETURNED_IN_TRANSACTION: Final = "returned-in-transaction"
+PREPARED_TRANSACTION: Final = "prepared-transaction"
+SESSION_STATE: Final = "session-state"
+TOO_MANY_CONNECTIONS: Final = "too-many-connections"
 UNTRACKED_BACKEND: Final = "untracked-backend"
+NESTED_CHECKOUT: Final = "nested-checkout"
+COMMIT_AFTER_RESPONSE: Final = "commit-after-response"
 
 KINDS: Final[dict[str, Kind]] = {
     kind.code: kind
@@ -43,13 +47,13 @@ KINDS: Final[dict[str, Kind]] = {
         Kind(CONNECTION_NOT_RETURNED, "connection checked out of a pool and never returned", "fail"),
         Kind(POOL_NOT_CLOSED, "pool opened and never closed", "fail"),
         Kind(TRANSACTION_LEFT_OPEN, "transaction left open on a connection that lives on", "fail"),
-        Kind("write-lost", "a write was rolled back without a word", "fail", judged=False),
-        Kind("returned-in-transaction", "connection returned to its pool in a transaction", "warn", judged=False),
-        Kind("prepared-transaction", "prepared transaction left behind", "fail", judged=False),
-        Kind("session-state", "session state left on a pooled connection", "fail", judged=False),
-        Kind("too-many-connections", "more connections open at once than allowed", "fail", judged=False),
+        Kind(WRITE_LOST, "a write was rolled back without a word", "fail"),
+        Kind(RETURNED_IN_TRANSACTION, "connection returned to its pool in a transaction", "warn"),
+        Kind(PREPARED_TRANSACTION, "prepared transaction left behind", "fail"),
+        Kind(SESSION_STATE, "session state left on a pooled connection", "fail"),
+        Kind(TOO_MANY_CONNECTIONS, "more connections open at once than allowed", "fail"),
         Kind(UNTRACKED_BACKEND, "a new backend that nothing in this process opened", "warn"),
-        Kind("nested-checkout", "second connection taken from a pool while holding one", "warn", judged=False),
-        Kind("commit-after-response", "write committed after the response had started", "off", judged=False),
+        Kind(NESTED_CHECKOUT, "second connection taken from a pool while holding one", "warn"),
+        Kind(COMMIT_AFTER_RESPONSE, "write committed after the response had started", "off"),
     )
 }

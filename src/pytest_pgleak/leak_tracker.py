@@ -73,7 +73,7 @@ class NoLeaks:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         __tracebackhide__ = True
-        checkpoint = self._end(grace=0.0 if _in_event_loop() else self._grace)
+        checkpoint = self._end(0.0 if _in_event_loop() else self._grace, exc is not None)
         self._judge(settle(self._state.judge.settling(checkpoint)), exc)
 
     async def __aenter__(self) -> NoLeaks:
@@ -83,23 +83,24 @@ class NoLeaks:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         __tracebackhide__ = True
-        checkpoint = self._end(self._grace)
+        checkpoint = self._end(self._grace, exc is not None)
         self._judge(await settle_async(self._state.judge.settling(checkpoint)), exc)
 
-    def _end(self, grace: float) -> Checkpoint:
+    def _end(self, grace: float, failed: bool) -> Checkpoint:
         assert self._owner is not None
         self._state.ownership.pop(self._owner)
         lifespans = (own.serial for own in self._state.ownership.lifespans if own.started_by == self._owner.serial)
         ended = frozenset({self._owner.serial, *lifespans})
-        return Checkpoint(Question(self._owner, ended, ended), grace)
+        return Checkpoint(Question(self._owner, ended, ended, failed=failed), grace)
 
     def _judge(self, findings: tuple[Finding, ...], exc: BaseException | None) -> None:
         __tracebackhide__ = True
         assert self._owner is not None
         self._state.judge.settled(findings)
         self._state.ledger.forget_owner(self._owner.serial)
-        if findings and exc is None:
-            raise LeaksFound(findings, self._state.config.rootpath)
+        failing = tuple(each for each in findings if self._state.settings.level(each.kind) == "fail")
+        if failing and exc is None:
+            raise LeaksFound(failing, self._state.config.rootpath)
 
 
 def _in_event_loop() -> bool:

@@ -8,17 +8,26 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Final
 
 from pytest_pgleak.activity import Backend
+from pytest_pgleak.connection_meter import ConnectionMeter, Reading
 from pytest_pgleak.events import ConnectionFacts, Event, EventKind, Moment, PoolFacts
+from pytest_pgleak.holders import Holder
+from pytest_pgleak.nesting import NestedCheckout
 from pytest_pgleak.owners import Owner
+from pytest_pgleak.peaks import OpenConnection
+from pytest_pgleak.prepared_book import PreparedBook
 from pytest_pgleak.tasks import held_by_task
+from pytest_pgleak.transactions import How, Transaction
 from pytest_pgleak.views import ConnectionView, Ending, PoolView, View
 
 _REMEMBERED_PIDS: Final = 4096
+_REMEMBERED_LOSSES: Final = 100
+_MOST_TRANSACTIONS: Final = 1000
+"""Ended transactions that are kept for the next checkpoint: a worker of a whole session may lose any number."""
 
 
 @dataclass(slots=True)
@@ -29,7 +38,6 @@ class _ConnectionRecord:
     ending: Ending = Ending.OPEN
     checkout: Moment | None = None
     began: Moment | None = None
-    begun_by_holder: bool = False
     transaction_status: str | None = None
     backend: Backend | None = None
     after_response: bool | None = None
@@ -64,9 +72,14 @@ class Ledger:
         self._events: deque[Event] = deque()
         self._connections: dict[int, _ConnectionRecord] = {}
         self._pools: dict[int, _PoolRecord] = {}
+        self._transactions: deque[Transaction] = deque(maxlen=_MOST_TRANSACTIONS)
+        self._nested: deque[NestedCheckout] = deque(maxlen=_MOST_TRANSACTIONS)
         self.roles: set[tuple[tuple[str, str], str]] = set()
         """Server and user name of every connection that was ever opened."""
         self._past_pids: deque[int] = deque(maxlen=_REMEMBERED_PIDS)
+        self._lost: dict[int, Holder] = {}
+        self.prepared = PreparedBook()
+        self._meter: ConnectionMeter | None = None
         self._lock = threading.RLock()
         self.record: Callable[[Event], None] = self._events.append
         """Record an event. Never blocks."""
@@ -81,7 +94,7 @@ class Ledger:
                 for serial, record in list(self._connections.items())
                 if not record.settled and (view := self._view_readable(serial, record)) is not None
             )
-            return View(connections, pools)
+            return View(connections, pools, tuple(self._transactions), tuple(self._nested), self.prepared.open)
 
     def known_pids(self) -> frozenset[int]:
         """Return the backend pids that this process has opened, the recently closed ones included."""
@@ -89,6 +102,13 @@ class Ledger:
             self._fold()
             open_pids = {record.facts.backend_pid for record in self._connections.values()}
             return frozenset(open_pids.union(self._past_pids))
+
+    def holders(self) -> tuple[Holder, ...]:
+        """Show who holds what, judged or not: open connections, and the slots of pools that were lost with one."""
+        with self._lock:
+            self._fold()
+            held = {serial: self._holder(serial, record) for serial, record in self._connections.items()}
+            return tuple((self._lost | held).values())
 
     def open_connections(self) -> dict[tuple[str, str], dict[str, int]]:
         """Count the open connections of this process by server and database name."""
@@ -100,6 +120,37 @@ class Ledger:
                     databases = counts.setdefault(record.facts.server, {})
                     databases[record.facts.dbname] = databases.get(record.facts.dbname, 0) + 1
         return counts
+
+    def start_meter(self, meter: ConnectionMeter) -> None:
+        """Let a meter see each event from now on, and what is open already."""
+        with self._lock:
+            self._fold()
+            is_open = {
+                serial: OpenConnection(serial, record.facts, record.opened, record.pool)
+                for serial, record in self._connections.items()
+                if record.ending is Ending.OPEN and not _is_closed(record.facts)
+            }
+            pools = self._pools.items()
+            known = {serial: (pool.facts, pool.opened) for serial, pool in pools if pool.facts and pool.opened}
+            meter.start(is_open.values(), known)
+            self._meter = meter
+
+    def read_meter(self) -> Reading:
+        """Read the meter, after all events that there are.
+
+        Raises:
+            LookupError: There is none.
+        """
+        with self._lock:
+            self._fold()
+            if self._meter is None:
+                raise LookupError("no meter")
+            return self._meter.take()
+
+    def stop_meter(self) -> None:
+        """Show a meter no more."""
+        with self._lock:
+            self._meter = None
 
     def reassign(self, finding_subject: str, serial: int, owner: Owner) -> None:
         """Charge a connection, a checkout or a pool to another owner, who turned out to answer for it.
@@ -125,9 +176,20 @@ class Ledger:
     def settle_connection(self, serial: int) -> None:
         """Note that a connection was judged: it will not be shown again."""
         with self._lock:
+            self._forget_transactions(lambda each: each.how is How.COLLECTED and each.connection == serial)
             if (record := self._connections.get(serial)) is not None:
                 record.settled = True
                 self._forget_if_over(serial, record)
+
+    def settle_transactions(self, serials: Collection[int]) -> None:
+        """Note that ended transactions were judged."""
+        with self._lock:
+            self._forget_transactions(lambda each: each.serial in serials)
+
+    def settle_nested(self, connections: Collection[int]) -> None:
+        """Note that nested checkouts were judged, by the serials of the connections that were taken second."""
+        with self._lock:
+            self._nested = deque((n for n in self._nested if n.serial not in connections), maxlen=_MOST_TRANSACTIONS)
 
     def settle_checkout(self, serial: int) -> None:
         """Note that a checkout was judged: it will not be shown again until the connection is returned."""
@@ -135,6 +197,7 @@ class Ledger:
             if (record := self._connections.get(serial)) is not None:
                 record.checkout_settled = True
                 self._forget_if_over(serial, record)
+            self._forget_transactions(lambda each: each.how is How.COLLECTED and each.connection == serial)
 
     def settle_pool(self, serial: int) -> None:
         """Note that a pool was judged: neither it nor its idle members will be shown again."""
@@ -156,6 +219,28 @@ class Ledger:
                 if pool.opened is not None and pool.opened.owner.serial == owner:
                     pool.settled = True
             self._forget_finished_pools()
+            self._forget_transactions(lambda each: each.work.owner.serial == owner)
+            self.settle_nested({each.serial for each in self._nested if each.second.owner.serial == owner})
+            self.prepared.forget(owner)
+
+    def _forget_transactions(self, is_over: Callable[[Transaction], bool]) -> None:
+        if self._transactions:
+            kept = [each for each in self._transactions if not is_over(each)]
+            self._transactions = deque(kept, maxlen=_MOST_TRANSACTIONS)
+
+    def _holder(self, serial: int, record: _ConnectionRecord) -> Holder:
+        pool = self._pools.get(record.pool) if record.pool is not None else None
+        return Holder(
+            serial,
+            record.facts,
+            record.opened,
+            record.ending,
+            record.pool,
+            pool.facts if pool is not None else None,
+            pool.opened if pool is not None else None,
+            record.checkout,
+            record.began,
+        )
 
     def _view_readable(self, serial: int, record: _ConnectionRecord) -> ConnectionView | None:
         try:
@@ -184,6 +269,8 @@ class Ledger:
         while self._events:
             event = self._events.popleft()
             _FOLDS[event.kind](self, event)
+            if self._meter is not None:
+                self._meter.see(event)
 
     def _fold_connection_opened(self, event: Event) -> None:
         assert event.connection is not None
@@ -216,19 +303,38 @@ class Ledger:
             record.checkout = event.moment
             record.checkout_settled = False
             record.pool = event.pool
+            if event.held is not None and event.moment is not None and event.pool is not None:
+                self._note_nested(NestedCheckout(event.subject, record.facts, event.pool, *event.held, event.moment))
+
+    def _note_nested(self, nested: NestedCheckout) -> None:
+        pool = self._pools.get(nested.pool)
+        if pool is not None and pool.facts is not None and not pool.facts.max_size:
+            return  # a null pool without a limit: it opens as many as are asked for
+        if not any(nested.is_like(other) for other in self._nested):
+            self._nested.append(nested)
 
     def _fold_transaction_began(self, event: Event) -> None:
         if (record := self._connections.get(event.subject)) is not None:
             record.began = event.moment
-            record.begun_by_holder = event.moment is None
+
+    def _fold_transaction_ended(self, event: Event) -> None:
+        assert event.transaction is not None
+        record = self._connections.get(event.subject)
+        if record is not None:
+            record.began = None
+            holder = record.checkout or record.opened
+            self._transactions.append(replace(event.transaction, pool=record.pool, holder=holder))
 
     def _fold_returned(self, event: Event) -> None:
+        self._lost.pop(event.subject, None)
         if (record := self._connections.get(event.subject)) is not None:
             record.checkout = None
             record.began = None
-            record.begun_by_holder = False
             record.checkout_settled = False
             self._forget_if_over(event.subject, record)
+
+    def _fold_prepared(self, event: Event) -> None:
+        self.prepared.fold(event)
 
     def _fold_pool_opened(self, event: Event) -> None:
         self._pools[event.subject] = _PoolRecord(event.opened_pool, event.moment)
@@ -246,6 +352,10 @@ class Ledger:
     def _forget_if_over(self, serial: int, record: _ConnectionRecord) -> None:
         if record.is_over and self._connections.pop(serial, None) is not None:
             self._past_pids.append(record.facts.backend_pid)
+            if record.checkout is not None:
+                while len(self._lost) >= _REMEMBERED_LOSSES:
+                    del self._lost[next(iter(self._lost))]
+                self._lost[serial] = self._holder(serial, record)
 
     def _forget_finished_pools(self) -> None:
         # A closed pool is kept as long as a checkout of it is out: the finding names the pool.
@@ -254,6 +364,8 @@ class Ledger:
             done = pool.ending is Ending.CLOSED or (pool.settled and pool.ending is Ending.DROPPED)
             if done and serial not in used:
                 del self._pools[serial]
+        if self._lost:
+            self._lost = {serial: lost for serial, lost in self._lost.items() if lost.pool in self._pools}
 
 
 _FOLDS: Final[dict[EventKind, Callable[[Ledger, Event], None]]] = {
@@ -262,8 +374,10 @@ _FOLDS: Final[dict[EventKind, Callable[[Ledger, Event], None]]] = {
     EventKind.CONNECTION_FINALIZED: Ledger._fold_connection_finalized,
     EventKind.CONNECTION_GONE: Ledger._fold_connection_gone,
     EventKind.CHECKED_OUT: Ledger._fold_checked_out,
+    EventKind.TRANSACTION_ENDED: Ledger._fold_transaction_ended,
     EventKind.RETURNED: Ledger._fold_returned,
     EventKind.TRANSACTION_BEGAN: Ledger._fold_transaction_began,
+    EventKind.PREPARED: Ledger._fold_prepared,
     EventKind.POOL_OPENED: Ledger._fold_pool_opened,
     EventKind.POOL_CLOSED: Ledger._fold_pool_closed,
     EventKind.POOL_GONE: Ledger._fold_pool_gone,
@@ -306,5 +420,4 @@ def _view_connection(serial: int, record: _ConnectionRecord) -> ConnectionView:
         record.after_response,
         held_by_task(held_since.task) if ending is Ending.OPEN else None,
         record.began,
-        record.begun_by_holder,
     )

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from pytest_pgleak import lock_queries, prepared_queries
 from pytest_pgleak.activity import Backend
 
 _COLUMNS: Final = """
@@ -24,18 +25,32 @@ _BY_PID: Final = f"""
     select {_COLUMNS}, (
         select string_agg(distinct mode, ' ') from pg_locks
         where pg_locks.pid = a.pid and granted and (relation >= 16384 or locktype = 'advisory')
-    )
+    ), null
     from pg_stat_activity a
     where pid = any($1::int[])
 """  # noqa: S608 - made of constants; relations below oid 16384 are the system's own
+# The function below the view: it reads one row where the view reads all. DML takes RowExclusiveLock, DDL a stronger one
+# (PostgreSQL manual, section 13.3.1). Whoever makes a relation locks its schema, so that nobody drops it meanwhile.
+_WRITES: Final = f"""
+    select {_COLUMNS.replace("datname, usename", "null, null").replace("client_addr::text, client_port", "null, null")},
+    null, written, schemas
+    from pg_stat_get_activity($1::int), (
+        select string_agg(distinct relation::text, ' ') filter (where locktype = 'relation' and mode in (
+                'RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')) as written,
+            string_agg(distinct objid::text, ' ') filter (
+                where locktype = 'object' and classid = 'pg_namespace'::regclass) as schemas
+        from pg_locks where pg_locks.pid = $1 and granted
+    ) locks
+"""  # noqa: S608 - made of constants
 _BY_DATABASE: Final = f"""
-    select {_COLUMNS}, null
+    select {_COLUMNS}, null, null
     from pg_stat_activity
     where datname = any($1::text[]) and pid <> pg_backend_pid()
       and (backend_type = 'client backend' or backend_type is null)
 """  # noqa: S608 - made of constants
 _NUMBER: Final = """
-    select coalesce(sum(pg_stat_get_db_numbackends(oid)), 0) from pg_database where datname = any($1::text[])
+    select coalesce(sum(pg_stat_get_db_numbackends(oid)), 0), txid_current_snapshot(), age('3'::xid)
+    from pg_database where datname = any($1::text[])
 """
 _TERMINATE: Final = "select count(pg_terminate_backend(pid)) from unnest($1::int[]) pid"
 _WHO_AM_I: Final = """
@@ -44,10 +59,13 @@ _WHO_AM_I: Final = """
 
 _STATEMENTS: Final = {
     "pgleak_by_pid": _BY_PID,
+    "pgleak_writes": _WRITES,
     "pgleak_by_database": _BY_DATABASE,
     "pgleak_number": _NUMBER,
     "pgleak_terminate": _TERMINATE,
     "pgleak_who": _WHO_AM_I,
+    **lock_queries.STATEMENTS,
+    **prepared_queries.STATEMENTS,
 }
 
 Rows = list[tuple[str | None, ...]]
@@ -74,6 +92,35 @@ class Identity:
     pid: int
 
 
+class _Lock:
+    """A lock that knows its thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._thread: int | None = None
+
+    @property
+    def held_here(self) -> bool:
+        """Whether this very thread holds it: its finalizers run in the middle of a query."""
+        return self._thread == threading.get_ident()
+
+    def acquire(self, blocking: bool = True) -> bool:
+        if not self._lock.acquire(blocking):
+            return False
+        self._thread = threading.get_ident()
+        return True
+
+    def release(self) -> None:
+        self._thread = None
+        self._lock.release()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
 class Observer:
     """One prepared connection to one server; opened when first needed, opened again when it was killed.
 
@@ -87,7 +134,7 @@ class Observer:
         self._prepared: set[str] = set()
         self._process = os.getpid()
         # The garbage collector may run a finalizer, and with it `row_now`, in the middle of one of our own queries.
-        self._lock = threading.Lock()
+        self._lock = _Lock()
         self.identity: Identity | None = None
 
     def connect(self) -> Identity:
@@ -129,14 +176,21 @@ class Observer:
         with self._lock:
             return _backends(self._query("pgleak_by_database", _array(databases)))
 
-    def count(self, databases: Iterable[str]) -> int:
+    def count(self, databases: Iterable[str]) -> tuple[int, bool]:
         """Count the backends of some databases: the quick look, 2 µs over a bare round trip.
+
+        Returns:
+            Their number; and whether some transaction of the server that has not ended has a transaction id, as one
+            that is prepared always has. To ask for that takes 2 µs, for ``pg_prepared_xacts`` itself 12.
 
         Raises:
             ObserverError: As `connect`.
         """
         with self._lock:
-            return int(self._query("pgleak_number", _array(databases))[0][0] or 0)
+            ((number, snapshot, age),) = self._query("pgleak_number", _array(databases))
+        # The oldest id in use, and the one that is given out next: `age` is how far that is from 3, the first of all.
+        oldest, next_one = int((snapshot or "0").partition(":")[0]), int(age or 0) + 3
+        return int(number or 0), (oldest ^ next_one) & 0xFFFFFFFF != 0
 
     def terminate(self, pids: Iterable[int]) -> None:
         """End some backends.
@@ -147,20 +201,60 @@ class Observer:
         with self._lock:
             self._query("pgleak_terminate", _array(pids))
 
-    def row_now(self, pid: int) -> Backend | None:
-        """Read the row of one backend if that is possible at once; for use inside a finalizer.
+    def row_now(self, pid: int, wait: bool = False) -> Backend | None:
+        """Read what the transaction of one backend has written. Never raises.
 
-        Never raises and never waits for another user of this observer.
+        Args:
+            pid: The backend.
+            wait: Whether to wait for another thread that uses this observer; a finalizer must not, for it may run in
+                the middle of one of this very thread's queries.
         """
-        if not self._lock.acquire(blocking=False):
+        if self._lock.held_here or not self._lock.acquire(blocking=wait):
             return None
         try:
-            rows = _backends(self._query("pgleak_by_pid", _array([pid])))
+            rows = _backends(self._query("pgleak_writes", str(pid).encode()))
         except Exception:  # noqa: BLE001 - an exception inside the user's __del__ would be printed as theirs
             return None
         finally:
             self._lock.release()
         return rows[0] if rows else None
+
+    def ask(self, name: str, *parameters: Iterable[object]) -> Rows:
+        """Run one of the statements of `pytest_pgleak.lock_queries`.
+
+        Args:
+            name: Its name.
+            parameters: Texts as they are, anything else as an array.
+
+        Raises:
+            ObserverError: As `connect`.
+        """
+        values = [value.encode() if isinstance(value, str) else _array(value) for value in parameters]
+        with self._lock:
+            return self._query(name, *values)
+
+    def visit(self, dbname: str, statement: str, *parameters: str) -> Rows:
+        """Run one statement on a connection of its own into a database, for what can be known only there.
+
+        Args:
+            dbname: The database.
+            statement: SQL with ``$1``, ``$2``, ….
+            parameters: Their values, as text.
+
+        Raises:
+            ObserverError: The database cannot be reached, or refuses the statement.
+        """
+        from psycopg import pq
+        from psycopg.conninfo import make_conninfo
+
+        connection = _connect_first([make_conninfo(self._conninfos[-1], dbname=dbname)])
+        try:
+            result = connection.exec_params(statement.encode(), [value.encode() for value in parameters] or None)
+            if result.status not in (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK):
+                raise ObserverError(result.error_message.decode(errors="replace").strip())
+            return _rows(result)
+        finally:
+            connection.finish()
 
     def close(self) -> None:
         """Close the connection; `connect` would open it again."""
@@ -281,6 +375,8 @@ def _backends(rows: Rows) -> tuple[Backend, ...]:
             row[9],
             None if row[10] is None else float(row[10]),
             tuple((row[11] or "").split()),
+            tuple(int(oid) for oid in (row[12] or "").split()),
+            tuple(int(oid) for oid in (row[13] or "").split()) if len(row) > 13 else (),
         )
         for row in rows
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from pytest_pgleak.activity import NOTHING_KNOWN, Activity, Backend
+from pytest_pgleak.activity import NOTHING_KNOWN, Activity, Backend, Relations
 from pytest_pgleak.events import ConnectionFacts
 from pytest_pgleak.observer import Observer, ObserverError
 
@@ -28,6 +29,7 @@ class Observers:
         self._told: set[Server] = set()
         self._blind: dict[Server, str] = {}
         self._before: dict[Server, frozenset[tuple[int, str | None]]] = {}
+        self._has_transaction_ids: dict[Server, bool] = {}
 
     @property
     def complaints(self) -> tuple[str, ...]:
@@ -64,16 +66,34 @@ class Observers:
                 # One of several hosts answered: the observer must ask that one.
                 parameters.pop("hostaddr", None)
                 parameters |= dict(zip(("host", "port"), facts.server, strict=True))
-            self._by_server[facts.server] = Observer(_conninfos(parameters))
+            self._by_server.setdefault(facts.server, Observer(_conninfos(parameters)))
 
-    def witness(self, facts: ConnectionFacts, connection: Any) -> Backend | None:
-        """Look at the row of a connection that is about to be closed by the garbage collector."""
+    def seeing(self, connections: Iterable[ConnectionFacts]) -> dict[Server, Observer]:
+        """Return the observers that can see, by server. May be called from any thread.
+
+        Args:
+            connections: Open connections, whose servers are to be among them.
+        """
+        for facts in connections:
+            if facts.server not in self._by_server and (living := facts.reference()) is not None:
+                with contextlib.suppress(Exception):  # another thread may be closing it
+                    self.learn(facts, living)
+        return {server: seer for server, seer in list(self._by_server.items()) if server not in self._blind}
+
+    def witness(self, facts: ConnectionFacts, connection: Any, wait: bool = False) -> Backend | None:
+        """Look at what the transaction of a connection has written, as long as it is open.
+
+        Args:
+            facts: What is known of the connection.
+            connection: The connection.
+            wait: Whether to wait for another thread's look; not inside a finalizer.
+        """
         if sys.is_finalizing() or facts.server in self._blind or not facts.backend_pid:
             return None
         if self._process != os.getpid():
             return None  # a forked child: what it drops is its parent's, and still in use there
         self.learn(facts, connection)
-        return self._by_server[facts.server].row_now(facts.backend_pid)
+        return self._by_server[facts.server].row_now(facts.backend_pid, wait)
 
     def begin(self, watched: Watched, known_pids: Callable[[], frozenset[int]]) -> None:
         """Remember which backends nobody here has opened, before a test starts.
@@ -104,6 +124,10 @@ class Observers:
                 rows = self._unexplained(server, databases, known_pids, len(before)) or ()
                 new.extend(row for row in rows if row.identity not in before)
         return tuple(new)
+
+    def may_have_prepared(self, server: Server) -> bool:
+        """Tell whether there may be prepared transactions, by the last quick look of `begin` or `new_backends`."""
+        return self._has_transaction_ids.get(server, False)
 
     def check_roles(self, roles: Iterable[tuple[Server, str]]) -> None:
         """Complain where the application uses a role whose rows the observer may not read.
@@ -143,6 +167,22 @@ class Observers:
             rows.extend(found or ())
         return Activity.of(rows, new) if asked else NOTHING_KNOWN
 
+    def relations(self, facts: ConnectionFacts, written: Iterable[Backend]) -> Relations:
+        """Return what can be known, in a connection's database, of what some rows show as written."""
+        written = tuple(written)
+        relations = {oid for backend in written for oid in backend.written}
+        schemas = frozenset(oid for backend in written for oid in backend.schemas)
+        observer = self._by_server.get(facts.server)
+        if observer is None or facts.server in self._blind:
+            return Relations(schemas=schemas)
+        try:
+            rows = observer.visit(facts.dbname, _RELATIONS, _oids(relations), _oids(schemas))
+        except ObserverError:
+            return Relations(schemas=schemas)  # the database is gone already: nothing can be named any more
+        found = {int(oid or 0): (name or "", kind or "") for oid, name, kind in rows}
+        lasting = frozenset(oid for oid in schemas if found.get(oid, ("", ""))[1] == "n")
+        return Relations({oid: named for oid, named in found.items() if oid in relations}, lasting)
+
     def terminate(self, facts: Iterable[ConnectionFacts]) -> None:
         """End the backends of some connections."""
         for connection in facts:
@@ -166,7 +206,8 @@ class Observers:
         if observer is None or server in self._blind:
             return ()
         try:
-            if observer.count(databases) == sum(databases.values()) + expected and server in self._before:
+            number, self._has_transaction_ids[server] = observer.count(databases)
+            if number == sum(databases.values()) + expected and server in self._before:
                 return None
             known, own_address = known_pids(), observer.connect().client_addr
             rows = observer.client_backends(databases)
@@ -196,6 +237,12 @@ class Observers:
         self._blind[server] = _may_not_see(identity.user, hidden.usename)
 
 
+_RELATIONS: Final = """
+    select oid::text, relname, case relpersistence when 't' then 't' else relkind::text end
+    from pg_catalog.pg_class where oid = any($1::oid[])
+    union all
+    select oid::text, nspname, 'n' from pg_catalog.pg_namespace where oid = any($2::oid[]) and nspname !~ '^pg_temp_'
+"""
 _NOT_FOR_THE_OBSERVER: Final = frozenset(
     (
         "options",
@@ -207,6 +254,14 @@ _NOT_FOR_THE_OBSERVER: Final = frozenset(
         "dbname",
     )
 )
+
+
+def _oids(oids: Iterable[int]) -> str:
+    return "{" + ",".join(str(oid) for oid in oids) + "}"
+
+
+OBSERVER_NAME: Final = "pgleak observer"
+"""``application_name`` of pgleak's own connections."""
 
 
 def _may_not_see(user: str, other: str | None) -> str:
@@ -227,7 +282,7 @@ def _conninfos(parameters: dict[str, str]) -> list[str]:
     from psycopg.conninfo import make_conninfo
 
     own = {key: value for key, value in parameters.items() if key not in _NOT_FOR_THE_OBSERVER}
-    own |= {"application_name": "pgleak observer", "client_encoding": "UTF8"}
+    own |= {"application_name": OBSERVER_NAME, "client_encoding": "UTF8"}
     own.setdefault("connect_timeout", "5")
     candidates = ["postgres", parameters.get("dbname", "")]
     return [make_conninfo(**(own | ({"dbname": name} if name else {}))) for name in dict.fromkeys(candidates)]

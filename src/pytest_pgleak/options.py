@@ -16,6 +16,11 @@ INI = (
     ("pgleak_mode", "string", "fail, warn or off: what a leak does to its test (default: fail)"),
     ("pgleak_select", "string", "marked or all: which tests are checked (default: marked)"),
     ("pgleak_grace", "string", "seconds to wait for a late release before it is a leak (default: 0.5)"),
+    (
+        "pgleak_blocked_after",
+        "string",
+        "seconds after which a test that waits for a lock is told of while it waits; 0 for never (default: 5)",
+    ),
     ("pgleak_levels", "linelist", "a line each, `KIND = fail|warn|off`: how serious a kind is"),
     ("pgleak_ignore", "linelist", "a line each, `KIND GLOB::FUNCTION`: leave out findings by where they come from"),
     ("pgleak_server", "string", "auto, dsn, embedded, local or docker: where the server comes from (default: auto)"),

@@ -56,6 +56,11 @@ class Ownership:
         """The innermost phase or fixture, whatever the running context says."""
         return self._stack[-1]
 
+    @property
+    def living(self) -> frozenset[int]:
+        """Serials of those on the stack, and of the lifespans. May be asked from any thread."""
+        return frozenset([*(owner.serial for owner in list(self._stack)), *list(self._lifespans)])
+
     def begin(self, what: What, nodeid: str = "", fixturename: str | None = None, scope: str | None = None) -> Owner:
         """Make a new owner, without making it the active one."""
         return Owner(next(self._serials), what, nodeid, fixturename, scope, self._stack[-1].serial)

@@ -49,9 +49,10 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", MARKER)
     config.stash[_CONFIGURED] = True
-    if is_configured(config):
+    active = config.stash.get(_SESSION, None)
+    if active is not None or is_configured(config):
         settings = _read_settings(config)
-        if (active := config.stash.get(_SESSION, None)) is not None:
+        if active is not None:
             # A conftest.py has imported psycopg before the command line was read.
             active.state.settings = settings
     config.pluginmanager.register(SessionEnd(config), "pgleak-session-end")
@@ -192,9 +193,12 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    active = item.config.stash.get(_SESSION, None)
+    # Before pytest makes its text of the error.
+    notes = active.before_report(call) if active is not None else []
     report = yield
-    if (active := item.config.stash.get(_SESSION, None)) is not None:
-        active.complete_report(item, call, report)
+    if active is not None:
+        active.complete_report(item, call, report, notes)
     return report
 
 

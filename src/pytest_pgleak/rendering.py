@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pytest_pgleak import sentences
+from pytest_pgleak import peak_sentences, prepared_sentences, sentences, session_sentences, transaction_sentences
 from pytest_pgleak.findings import Finding
 from pytest_pgleak.frames import Frame
-from pytest_pgleak.kinds import TRANSACTION_LEFT_OPEN, UNTRACKED_BACKEND
-from pytest_pgleak.sql import one_line
+from pytest_pgleak.kinds import NESTED_CHECKOUT, TRANSACTION_LEFT_OPEN, UNTRACKED_BACKEND
+from pytest_pgleak.sql import OWN, one_line
 
 _LABEL: Final = 10
 _CALLERS: Final = 2
@@ -54,7 +54,8 @@ def by_place(findings: Iterable[Finding]) -> list[list[Finding]]:
     """Group findings of one kind from one line, in the order of their first."""
     groups: dict[tuple[str, str, str], list[Finding]] = {}
     for finding in findings:
-        key = (finding.kind, finding.place, "" if finding.origin else str(finding.serial))
+        end = str(finding.ended_at) if finding.ended_at else ""
+        key = (finding.kind, finding.place, end if finding.origin else str(finding.serial))
         groups.setdefault(key, []).append(finding)
     return list(groups.values())
 
@@ -73,6 +74,14 @@ def place(frame: Frame, root: Path) -> str:
     return f"{relative(frame.filename, root)}:{frame.lineno} in {frame.function}"
 
 
+def places(finding: Finding, root: Path) -> str:
+    """Show where a finding comes from; a write that several requests share is lost where its transaction ended."""
+    shown = place(finding.origin, root) if finding.origin else ""
+    if finding.ended_at is None or finding.ended_at == finding.origin:
+        return shown
+    return f"{shown}, ended at {place(finding.ended_at, root)}"
+
+
 def relative(filename: str, root: Path) -> str:
     """Show a path below the root relative to it, with forward slashes."""
     path = Path(filename)
@@ -87,21 +96,37 @@ def _finding(finding: Finding, others: Sequence[Finding], root: Path) -> list[Li
         lines.append(_line("request", _request(finding, others)))
     if finding.owner.what != "call":
         lines.append(_line("owner", finding.owner.describe()))
-    if finding.pool is not None and finding.kind != TRANSACTION_LEFT_OPEN:
+    if finding.pool is not None and finding.kind != TRANSACTION_LEFT_OPEN and finding.subject != "transaction":
         lines.append(_line("pool", _pool(finding)))
     if (server := sentences.server(finding)) is not None:
         lines.append(_line("server", server))
-    if finding.backend is not None and finding.backend.query:
+    if finding.backend is not None and finding.backend.query and not finding.backend.query.startswith(OWN):
         lines.append(_line("last sql", one_line(finding.backend.query)))
-    lines.append(_line("ended", sentences.ended(finding)))
+    if finding.left:
+        lines.append(_line("left", session_sentences.left(finding)))
+    if finding.prepared is not None:
+        lines += [_line(label, text) for label, text in prepared_sentences.blocks(finding)]
+    if finding.over is not None:
+        lines += [_line(label, text) for label, text in peak_sentences.details(finding, lambda at: place(at, root))]
+    else:
+        lines.append(_line("ended", _ended(finding, root)))
     lines.append(_line("fix", sentences.fix(finding), "fix"))
+    if finding.prepared is not None and finding.prepared.stays:
+        lines.append(_line("undo", prepared_sentences.undo(finding)))
     lines.append(_line("allow", f'@pytest.mark.pgleak(allow=["{finding.kind}"])'))
     return lines
 
 
+def _ended(finding: Finding, root: Path) -> str:
+    if finding.subject != "transaction":
+        return sentences.ended(finding)
+    at = finding.ended_at
+    return transaction_sentences.ended(finding, f" at {place(at, root)}" if at is not None else "")
+
+
 def _origin(finding: Finding, root: Path) -> list[Line]:
     if finding.origin is None:
-        if finding.kind == UNTRACKED_BACKEND:
+        if finding.kind == UNTRACKED_BACKEND or finding.over or (finding.prepared and not finding.prepared.is_known):
             return []
         return [_line(sentences.verb(finding), "outside of any code that pgleak could recognise as yours")]
     context = _context(finding)
@@ -114,8 +139,12 @@ def _origin(finding: Finding, root: Path) -> list[Line]:
     callers = [place(frame, root) for frame in finding.stack[1 : 1 + _CALLERS]]
     if callers and finding.dependency is None:
         lines.append(_line("called by", ", ".join(callers)))
-    if finding.opened is not None and finding.opened != finding.origin:
-        lines.append(_line("opened", place(finding.opened, root)))
+    if finding.kind == NESTED_CHECKOUT and finding.opened is not None:
+        lines.append(_line("while", f"another one is held, taken at {place(finding.opened, root)}"))
+    elif finding.opened is not None and finding.opened != finding.origin:
+        is_taken = finding.left or (finding.subject == "transaction" and finding.pool is not None)
+        label = "taken" if is_taken else "opened"
+        lines.append(_line(label, place(finding.opened, root)))
     return lines
 
 
@@ -137,7 +166,7 @@ def _request(finding: Finding, others: Sequence[Finding]) -> str:
     if numbers:
         shown = ", ".join(f"#{number}" for number in numbers[:8]) + (", …" if len(numbers) > 8 else "")
         text += f", also {shown}"
-    return text
+    return text + (transaction_sentences.told(finding) if finding.subject == "transaction" else "")
 
 
 def _status(finding: Finding) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from _pytest._code.code import ReprFileLocation, TerminalRepr  # the only way to colour a failure of one's own
 from _pytest.outcomes import Failed  # pytest.fail.Exception, which mypy does not see as a class
 
-from pytest_pgleak import rendering
+from pytest_pgleak import rendering, sentences
 from pytest_pgleak.findings import Finding
 from pytest_pgleak.rendering import Line
 
@@ -54,7 +54,7 @@ class Reported:
 
 def reported(finding: Finding, nodeid: str, fails: bool, root: Path) -> Reported:
     """Make the summary's form of a finding."""
-    where = rendering.place(finding.origin, root) if finding.origin else f"pid {_pid(finding)}"
+    where = rendering.places(finding, root) or sentences.name(finding)
     owner = "" if finding.owner.what == "call" else finding.owner.describe()
     # What fails is shown in full with its test; what does not is shown nowhere else.
     detail = () if fails else tuple(line.text for line in rendering.failure([finding], root))
@@ -64,10 +64,6 @@ def reported(finding: Finding, nodeid: str, fails: bool, root: Path) -> Reported
 def entries_of(findings: Iterable[Finding], nodeid: str, fails: bool, root: Path) -> list[dict[str, Any]]:
     """Make the summary's form of findings, ready to travel between processes."""
     return [reported(finding, nodeid, fails, root).as_dict() for finding in findings]
-
-
-def _pid(finding: Finding) -> int:
-    return finding.connection.backend_pid if finding.connection is not None else finding.serial
 
 
 class LeaksFound(Failed):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import CodeType
+from typing import Any
 
 
 @dataclass(slots=True, eq=False)
@@ -20,7 +22,11 @@ class Request:
         status: Status of the answer; None until the response starts.
         finished: Whether the ASGI call has returned, dependency exits and background tasks included.
         failed: Whether an exception left the application.
+        answered: Whether the whole answer had been sent before that.
+        rolled_back: Whether a transaction of it has ended without a commit.
         dependencies: Name of each FastAPI dependency of the route, by its code object.
+        task: The asyncio task that answers it, weakly.
+        overrides: Code objects of the functions in ``dependency_overrides``.
         learn: Reads what the framework has found out since; set while the request goes on.
     """
 
@@ -32,7 +38,11 @@ class Request:
     status: int | None = None
     finished: bool = False
     failed: bool = False
+    answered: bool = False
+    rolled_back: bool = False
     dependencies: dict[CodeType, str] = field(default_factory=dict)
+    task: weakref.ref[Any] | None = None
+    overrides: frozenset[CodeType] = frozenset()
     learn: Callable[[], None] | None = None
 
     def refresh(self) -> None:

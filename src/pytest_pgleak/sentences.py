@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Final
+
+from pytest_pgleak import peak_sentences, prepared_sentences, session_sentences, transaction_sentences
 from pytest_pgleak.activity import Backend
 from pytest_pgleak.findings import Finding
 from pytest_pgleak.kinds import (
     CONNECTION_DROPPED,
     CONNECTION_NOT_CLOSED,
     CONNECTION_NOT_RETURNED,
+    NESTED_CHECKOUT,
     POOL_NOT_CLOSED,
     TRANSACTION_LEFT_OPEN,
     UNTRACKED_BACKEND,
@@ -17,9 +22,24 @@ from pytest_pgleak.views import Ending
 
 def verb(finding: Finding) -> str:
     """Return the label of the line that shows the origin."""
+    if finding.subject == "transaction":
+        return transaction_sentences.verb(finding)
+    if finding.prepared is not None:
+        return "prepared"
+    if finding.left:
+        return session_sentences.verb(finding)
     if finding.kind == TRANSACTION_LEFT_OPEN and finding.opened != finding.origin:
         return "began"
-    return "taken" if finding.subject == "checkout" else "opened"
+    return "taken" if finding.subject in ("checkout", "nested checkout") else "opened"
+
+
+def name(finding: Finding) -> str:
+    """Name a finding that has no line of the user's own."""
+    if finding.prepared is not None:
+        return prepared_sentences.name(finding)
+    if finding.over is not None:
+        return peak_sentences.name(finding)
+    return f"pid {finding.connection.backend_pid if finding.connection is not None else finding.serial}"
 
 
 def ended(finding: Finding) -> str:
@@ -27,10 +47,16 @@ def ended(finding: Finding) -> str:
     after = _after(finding)
     if finding.kind == UNTRACKED_BACKEND:
         return f"still there after {finding.owner.describe()}"
+    if finding.prepared is not None:
+        return prepared_sentences.ended(finding)
+    if finding.left:
+        return session_sentences.ended(finding)
     if finding.subject == "pool":
         return _ended_pool(finding)
     if finding.subject == "checkout":
         return _ended_checkout(finding, after)
+    if finding.kind == NESTED_CHECKOUT:
+        return "when every holder of a connection waits for a second one, nobody goes on: a deadlock under load"
     if finding.kind == TRANSACTION_LEFT_OPEN:
         return f"{finding.owner.describe()} ended; nothing called commit() or rollback()"
     if finding.ending is Ending.DROPPED:
@@ -68,6 +94,10 @@ def _holder(finding: Finding) -> str:
 
 def server(finding: Finding) -> str | None:
     """Say what the server saw; None where there is nothing to say."""
+    if finding.subject == "transaction":
+        return transaction_sentences.server(finding)
+    if finding.prepared is not None:
+        return prepared_sentences.server(finding)
     backend = finding.backend
     if backend is None:
         return _without_backend(finding)
@@ -98,7 +128,7 @@ def _identity(backend: Backend) -> list[str]:
 
 def _without_backend(finding: Finding) -> str | None:
     connection = finding.connection
-    if connection is None or not connection.backend_pid:
+    if connection is None or finding.kind == NESTED_CHECKOUT or not connection.backend_pid:
         return None
     if finding.ending is Ending.OPEN and finding.server_known:
         return f"pid {connection.backend_pid} is gone: the server or somebody else ended it; the client never knew"
@@ -109,12 +139,18 @@ def _without_backend(finding: Finding) -> str | None:
 
 def fix(finding: Finding) -> str:
     """Say what to change, in the words of the code that is already there."""
+    if (others := _FIXES.get(finding.subject)) is not None:
+        return others(finding)
+    if finding.left:
+        return session_sentences.fix(finding)
     if finding.kind in (CONNECTION_DROPPED, CONNECTION_NOT_CLOSED):
         return _fix_connection(finding)
     if finding.kind == CONNECTION_NOT_RETURNED:
         return _fix_checkout(finding)
     if finding.kind == POOL_NOT_CLOSED:
         return _fix_pool(finding)
+    if finding.kind == NESTED_CHECKOUT:
+        return "pass the connection that is held on to the function that takes the second one"
     if finding.kind == TRANSACTION_LEFT_OPEN:
         wait, with_ = ("await ", "async with") if _is_async(finding) else ("", "with")
         if finding.transaction_status == "INERROR":
@@ -123,6 +159,13 @@ def fix(finding: Finding) -> str:
             )
         return f"call `{wait}conn.commit()` before it ends, or write inside `{with_} conn.transaction():`"
     return "end what the test has started, or close the other driver's connection; for one on purpose, allow it"
+
+
+_FIXES: Final[dict[str, Callable[[Finding], str]]] = {
+    "transaction": transaction_sentences.fix,
+    "prepared transaction": prepared_sentences.fix,
+    "connections": peak_sentences.fix,
+}
 
 
 def _fix_connection(finding: Finding) -> str:

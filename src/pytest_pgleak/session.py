@@ -12,6 +12,7 @@ import pytest
 from pytest_pgleak.checkpoints import Checkpoint
 from pytest_pgleak.find import Question
 from pytest_pgleak.fixture_owners import FixtureOwners
+from pytest_pgleak.hangs import Hangs
 from pytest_pgleak.item_checks import CHECK, ItemCheck
 from pytest_pgleak.owners import Owner
 from pytest_pgleak.reporting import LeaksFound, entries_of
@@ -35,6 +36,7 @@ class Session:
     def __init__(self, config: pytest.Config) -> None:
         self.state = State(config)
         self.fixtures = FixtureOwners(self.state.ownership)
+        self.hangs = Hangs(self.state, self.fixtures)
         self._config = config
         self._checked = 0
         self._needs_server = False
@@ -55,16 +57,21 @@ class Session:
         """A test starts. Fails it where its marker cannot be meant."""
         __tracebackhide__ = True
         self.fixtures.watching = False
-        if not is_selected or self.state.settings.mode == "off":
+        is_checked = is_selected and self.state.settings.mode != "off"
+        if is_checked:
+            self.hangs.start()
+        self.hangs.enter(item.nodeid, "setup")
+        if not is_checked:
             return
         self.state.current_check = None
         self.state.current_check = item.stash[CHECK] = ItemCheck(self.state, self.fixtures, item, self._marker(item))
-        self.fixtures.watching = True
+        self.fixtures.watching = self.state.checking = True
 
     @contextmanager
     def call_phase(self, item: pytest.Item) -> Iterator[None]:
         """Around the test function: checkpoint 1."""
         __tracebackhide__ = True
+        self.hangs.enter(item.nodeid, "call")
         check = item.stash.get(CHECK, None)
         if check is None:
             with self._unchecked_call(item):
@@ -76,7 +83,7 @@ class Session:
             yield
             failed = False
         finally:
-            verdicts = self._guarded(item, check.end_call) or Verdicts()
+            verdicts = self._guarded(item, lambda: check.end_call(failed)) or Verdicts()
             self.state.checking = False
             self._conclude(item, check, verdicts, failed)
 
@@ -84,6 +91,7 @@ class Session:
     def teardown_phase(self, item: pytest.Item) -> Iterator[None]:
         """Around the finalizers: checkpoint 2, for fixtures of any scope that ended here."""
         __tracebackhide__ = True
+        self.hangs.enter(item.nodeid, "teardown")
         check = item.stash.get(CHECK, None)
         self.state.checking = check is not None
         failed = True
@@ -99,11 +107,20 @@ class Session:
                 self.state.current_check = None
                 for owner in ended:
                     self.state.ledger.forget_owner(owner.serial)
+                    self.state.sessions.forget_owner(owner.serial)
                     self.fixtures.forget(owner)
                 self._run(self.state.after_teardown)
+                self.hangs.leave()
 
-    def complete_report(self, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
-        """Give a phase's report its colours, its section and its entries for the summary."""
+    def before_report(self, call: pytest.CallInfo[None]) -> list[str]:
+        """Put the notes on the error of a phase; return those that found none to be on."""
+        return self.hangs.before_report(call)
+
+    def complete_report(
+        self, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport, notes: Sequence[str] = ()
+    ) -> None:
+        """Give a phase's report its colours, its sections and its entries for the summary."""
+        report.sections.extend(self.hangs.sections(item, list(notes)))
         if call.excinfo is not None and isinstance(call.excinfo.value, LeaksFound):
             leaks = call.excinfo.value
             if report.failed:
@@ -124,6 +141,7 @@ class Session:
             Entries for the summary, and what else the user must be told.
         """
         entries: list[dict[str, Any]] = []
+        self.hangs.stop()
         try:
             entries = self._judge_session()
         except Exception:  # noqa: BLE001 - a fault of the plugin is reported as one
@@ -134,6 +152,7 @@ class Session:
 
     def close(self) -> None:
         """Put everything back as it was."""
+        self.hangs.stop()
         self._run(self.state.after_session)
         self.state.close()
 

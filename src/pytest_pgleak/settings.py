@@ -22,6 +22,8 @@ MODES: Final = get_args(Mode)
 SELECTS: Final = get_args(Select)
 SERVERS: Final = get_args(ServerChoice)
 COMMITS: Final = ("before-response",)
+DEFAULT_BLOCKED_AFTER: Final = 5.0
+"""Seconds: longer than the locks that honest tests wait for, shorter than the patience of whoever waits for the run."""
 DEFAULT_GRACE: Final = 0.5
 """Seconds: 25 times the slowest exit of a backend that was measured (22 ms, after 50 temporary tables)."""
 
@@ -37,6 +39,7 @@ class Settings:
     mode: Mode = "fail"
     select: Select = "marked"
     grace: float = DEFAULT_GRACE
+    blocked_after: float = DEFAULT_BLOCKED_AFTER
     levels: Mapping[str, Level] = field(default_factory=dict)
     ignore: tuple[IgnoreRule, ...] = ()
     server: ServerChoice = "auto"
@@ -62,6 +65,9 @@ def read_settings(config: pytest.Config) -> Settings:
         mode=_choice(config, "pgleak_mode", MODES, "fail"),
         select=_choice(config, "pgleak_select", SELECTS, "marked"),
         grace=_seconds("pgleak_grace", config.getini("pgleak_grace") or str(DEFAULT_GRACE)),
+        blocked_after=_seconds(
+            "pgleak_blocked_after", config.getini("pgleak_blocked_after") or str(DEFAULT_BLOCKED_AFTER)
+        ),
         levels=_levels(config.getini("pgleak_levels")),
         ignore=_rules(config.getini("pgleak_ignore")),
         server=_choice(config, "pgleak_server", SERVERS, "auto"),

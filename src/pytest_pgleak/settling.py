@@ -67,7 +67,8 @@ def settling(
     pause = _FIRST_PAUSE
     give_up_at = time.monotonic() + grace
     for number in range(_MOST_LOOKS):
-        if not any(finding.can_heal for finding in findings):
+        # The backend of a connection that is being opened comes and goes as one that nobody knows.
+        if not any(finding.can_heal for finding in findings) and (findings or not more):
             break
         if number == _COLLECT_AFTER:
             gc.collect()
@@ -76,6 +77,7 @@ def settling(
         else:
             yield min(pause, left)
             pause = min(pause * 2, _LONGEST_PAUSE)
+        more = may_open_more(number)
         findings = look()
     return findings
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from typing import Final
 
+OWN: Final = "/* pgleak */"
+"""What a statement of the plugin's own begins with, where it is executed on a connection of the application."""
+
 _WIDTH: Final = 100
 
 # PostgreSQL manual, section 4.1.2: quoted strings with '' (and \\' in E'…'), dollar-quoted strings, numbers.

@@ -11,17 +11,23 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from pytest_pgleak import psycopg_internals
 from pytest_pgleak.activity import Backend
 from pytest_pgleak.asgi import AsgiTracking
 from pytest_pgleak.background import Background
+from pytest_pgleak.budget import Budget
 from pytest_pgleak.checkpoints import Judge
 from pytest_pgleak.events import ConnectionFacts
 from pytest_pgleak.healing import Healer
+from pytest_pgleak.kinds import SESSION_STATE
 from pytest_pgleak.ledger import Ledger
 from pytest_pgleak.observers import Observers
 from pytest_pgleak.ownership import Ownership
+from pytest_pgleak.prepared_watch import PreparedWatch
 from pytest_pgleak.reporting import Reported
+from pytest_pgleak.session_tracking import SessionTracking
 from pytest_pgleak.settings import Settings
+from pytest_pgleak.slot_notes import SlotNotes
 from pytest_pgleak.tasks import EventLoops
 from pytest_pgleak.tracking import Tracker
 from pytest_pgleak.verdicts import Verdict
@@ -50,17 +56,33 @@ class State:
         self.ownership = Ownership(Background(self.loops))
         self.ledger = Ledger()
         self.observers = Observers()
-        self.tracker = Tracker(self.ledger.record, self.ownership, self._witness, self.fault)
+        self.tracker = Tracker(self.ledger.record, self.ownership, self._witness, lambda: self.checking, self.fault)
+        self.slot_notes = SlotNotes(self.ledger, self.observers, lambda: self.ownership.active.nodeid, config.rootpath)
+        self.tracker.slots = self.slot_notes
+        self.sessions = self.tracker.sessions = SessionTracking(self._judges_sessions, psycopg_internals, self.fault)
         self.requests = itertools.count(1)
         self.asgi = AsgiTracking(self.ownership, lambda: next(self.requests), self.loops, self._lifespan_ended)
+        prepared = PreparedWatch(
+            self.ledger, self.observers, lambda: self.watched_databases, self._may_change, self.note
+        )
         self.judge = Judge(
             self.ledger,
             self.observers,
             self.loops,
-            lambda: self.tracker.is_connecting,
+            lambda: self.tracker.is_connecting or self.sessions.is_returning,
             lambda: self.watched_databases,
+            prepared,
+            self.sessions,
         )
-        self.healer = Healer(self.observers, self.may_terminate)
+        self.budget = Budget(
+            self.ledger,
+            self.observers,
+            self.judge.watched,
+            # With xdist, what is new in a database that is not ours is as likely another worker's.
+            lambda backend: not hasattr(config, "workerinput") or backend.datname in self.own_databases,
+            self.fault,
+        )
+        self.healer = Healer(self.observers, self.may_terminate, prepared.heal, self.sessions.undo)
         self.verdict = Verdict(lambda: self.settings, config.hook.pytest_pgleak_ignore, config.rootpath)
         self.reported: list[Reported] = []
         self.notes: list[str] = []
@@ -91,7 +113,10 @@ class State:
 
     def may_terminate(self, facts: ConnectionFacts) -> bool:
         """Tell whether the plugin may end the backend of a connection."""
-        return self.settings.terminate or facts.dbname in self.own_databases
+        return self._may_change(facts.dbname)
+
+    def _may_change(self, dbname: str) -> bool:
+        return self.settings.terminate or dbname in self.own_databases
 
     def note(self, text: str) -> None:
         """Keep something that the user must be told at the end of the session, once."""
@@ -110,6 +135,7 @@ class State:
         for patch in reversed(self._patches):
             patch.off()
         self._patches.clear()
+        self.budget.end()
         self.observers.close()
 
     def _patch(self, make: Callable[[], Patch | Patches], module: ModuleType) -> None:
@@ -133,8 +159,11 @@ class State:
             except Exception:  # noqa: BLE001 - a fault of the plugin must not fail the application's shutdown
                 self.fault("the check of a lifespan")
 
-    def _witness(self, facts: ConnectionFacts, connection: Any) -> Backend | None:
+    def _judges_sessions(self) -> bool:
+        return self.checking and self.settings.level(SESSION_STATE) != "off"
+
+    def _witness(self, facts: ConnectionFacts, connection: Any, wait: bool) -> Backend | None:
         # Unchecked tests must not pay for a look that nobody will read.
         if not self.checking or sys.is_finalizing():
             return None
-        return self.observers.witness(facts, connection)
+        return self.observers.witness(facts, connection, wait)

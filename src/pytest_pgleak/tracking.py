@@ -7,16 +7,24 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial, wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_pgleak.activity import Backend
 from pytest_pgleak.events import ConnectionFacts, Event, EventKind, Moment, PoolFacts
 from pytest_pgleak.frames import capture
+from pytest_pgleak.gids import GidUse
+from pytest_pgleak.nesting import is_same_flow
 from pytest_pgleak.ownership import Ownership
 from pytest_pgleak.tasks import current_task
+from pytest_pgleak.transaction_tracking import Operation, TransactionTracking
+from pytest_pgleak.transactions import How
+
+if TYPE_CHECKING:
+    from pytest_pgleak.session_tracking import SessionTracking
+    from pytest_pgleak.slot_notes import SlotNotes
 
 _INSIDE = 4
 """Frames between the watched call and `capture`: the wrapper, the guard, the tracker's method, `_moment`."""
@@ -41,7 +49,9 @@ class Tracker:
     Args:
         record: Takes each event.
         ownership: Says on whose account things happen.
-        witness: Looks at the server's row of a connection that the garbage collector is about to close.
+        witness: Looks at what the open transaction of a connection has written; its last argument says whether to wait
+            for another thread's look, which a finalizer must not.
+        is_checking: Tells whether a test is being checked: only then transactions are followed.
         fault: Takes note, inside an ``except`` block, of a fault of the plugin; the argument says where.
     """
 
@@ -49,7 +59,8 @@ class Tracker:
         self,
         record: Callable[[Event], None],
         ownership: Ownership,
-        witness: Callable[[ConnectionFacts, Any], Backend | None],
+        witness: Callable[[ConnectionFacts, Any, bool], Backend | None],
+        is_checking: Callable[[], bool],
         fault: Callable[[str], None],
     ) -> None:
         self.fault = fault
@@ -65,8 +76,15 @@ class Tracker:
         self._dying: dict[int, tuple[int, ConnectionFacts | None]] = {}
         self._finalized: set[int] = set()
         self._connecting: set[object] = set()
-        self._holders: dict[int, int] = {}
-        self._begun_by_holder: set[int] = set()
+        self.is_checking = is_checking
+        self.slots: SlotNotes | None = None
+        """Explains why there is no connection left."""
+        self.sessions: SessionTracking | None = None
+        """Knows what was left in the sessions of pooled connections."""
+        self._out: dict[int, tuple[int, Moment]] = {}
+        self._transactions = TransactionTracking(
+            record, self._moment, lambda facts, connection: witness(facts, connection, True)
+        )
 
     @_never_raises
     def connection_opened(
@@ -85,9 +103,9 @@ class Tracker:
         self._dying.pop(id(connection), None)
         known = self._facts[serial] = facts(reference)
         pool_serial = None if pool is None else self._serial_of_pool(pool)
-        moment = self._moment()
-        self._holders[serial] = moment.owner.serial
-        self._record(Event(EventKind.CONNECTION_OPENED, serial, moment, pool=pool_serial, connection=known))
+        self._record(Event(EventKind.CONNECTION_OPENED, serial, self._moment(), pool=pool_serial, connection=known))
+        if self.sessions is not None and pool is not None:
+            self.sessions.opened(serial, known)
 
     def knows(self, connection: Any) -> bool:
         """Tell whether a connection was seen when it opened."""
@@ -132,7 +150,9 @@ class Tracker:
             # By close(), or by libpq because it broke: not by the garbage collector.
             self._record(Event(EventKind.CONNECTION_CLOSED, serial))
             return
-        backend = None if is_idle_in_pool or facts is None else self._witness(facts, connection)
+        backend = None if is_idle_in_pool or facts is None else self._witness(facts, connection, False)
+        if facts is not None:
+            self._transactions.collected(serial, facts, transaction_status, backend)
         self._record(
             Event(
                 EventKind.CONNECTION_FINALIZED,
@@ -149,30 +169,82 @@ class Tracker:
         if (serial := self._serial(connection)) is not None:
             pool_serial = self._serial_of_pool(pool)
             moment = self._moment()
-            self._holders[serial] = moment.owner.serial
-            self._record(Event(EventKind.CHECKED_OUT, serial, moment, pool=pool_serial))
+            held = self._held_meanwhile(serial, pool_serial, moment) if self.is_checking() else None
+            self._record(Event(EventKind.CHECKED_OUT, serial, moment, pool=pool_serial, held=held))
+            if self.sessions is not None:
+                self.sessions.checked_out(serial, self._facts[serial], connection, pool, pool_serial, moment)
 
     @_never_raises
-    def transaction_beginning(self, connection: Any) -> None:
-        """A transaction is about to begin.
+    def configuring(self, connection: Any, operation: Operation) -> None:
+        """A pool is about to ask one of its own connections for something."""
+        serial = self._serial(connection)
+        if self.sessions is not None and serial is not None and operation.statement is not None:
+            self.sessions.statement(serial, operation.statement, operation.parameters, self._moment)
 
-        The stack is written down only where somebody uses what another one holds, a test its fixture's connection: for
-        the others the line that opened the connection says it all, and they pay for nothing but the fact.
+    @_never_raises
+    def configured(self, connection: Any) -> None:
+        """A pool has opened and configured a connection."""
+        if self.sessions is not None and (serial := self._serial(connection)) is not None:
+            self.sessions.configured(serial, connection)
+
+    @_never_raises
+    def connection_leaves_pool(self, connection: Any) -> None:
+        """A pool is about to close one of its own connections."""
+        if self.sessions is not None and (serial := self._serial(connection)) is not None:
+            self.sessions.closing(serial, connection)
+
+    @_never_raises
+    def operation_begins(self, connection: Any, status: str, operation: Operation) -> None:
+        """A connection is about to be asked for something: a statement, a commit, a rollback.
+
+        Args:
+            connection: The connection.
+            status: Name of its ``TransactionStatus``.
+            operation: What it is asked for.
         """
-        if (serial := self._serial(connection)) is None:
-            return
-        by_holder = self._holders.get(serial) == self._ownership.current.serial
-        if not by_holder:
-            self._record(Event(EventKind.TRANSACTION_BEGAN, serial, self._moment()))
-        elif serial not in self._begun_by_holder:
-            self._record(Event(EventKind.TRANSACTION_BEGAN, serial))
-        (self._begun_by_holder.add if by_holder else self._begun_by_holder.discard)(serial)
+        if (serial := self._serial(connection)) is not None and self._transactions.is_open(serial):
+            self._transactions.before(serial, self._facts[serial], connection, status, operation)
+
+    @_never_raises
+    def operation_ended(
+        self, connection: Any, statuses: tuple[str, str], operation: Operation, error: BaseException | None
+    ) -> None:
+        """A connection has done what it was asked for, or failed.
+
+        Args:
+            connection: The connection.
+            statuses: Names of its ``TransactionStatus`` before and after.
+            operation: What it was asked for.
+            error: The exception that it ended with.
+        """
+        if (serial := self._serial(connection)) is not None:
+            facts, autocommit = self._facts[serial], connection.autocommit
+            self._transactions.after(serial, facts, statuses, operation, error, autocommit)
+            if self.sessions is not None and operation.statement is not None:
+                self.sessions.statement(serial, operation.statement, operation.parameters, self._moment)
+            if operation.gids and error is None and statuses[0] != "INERROR":  # a failed one is only rolled back
+                self._prepared(serial, connection, operation.gids)
+
+    @_never_raises
+    def transaction_ending(self, connection: Any, status: str, how: How) -> None:
+        """A connection is about to be closed or given back.
+
+        Args:
+            connection: The connection.
+            status: Name of its ``TransactionStatus``.
+            how: What ends the transaction, if one is open.
+        """
+        if (serial := self._serial(connection)) is not None and self.is_checking():
+            self._transactions.ending(serial, self._facts[serial], connection, status, how)
 
     @_never_raises
     def returned(self, connection: Any) -> None:
         """A connection is being given back to its pool."""
         if (serial := self._serial(connection)) is not None:
+            self._out.pop(serial, None)
             self._record(Event(EventKind.RETURNED, serial))
+            if self.sessions is not None:
+                self.sessions.returned(serial)
 
     @_never_raises
     def pool_opened(self, pool: Any, facts: Callable[[weakref.ref[Any]], PoolFacts]) -> None:
@@ -182,10 +254,43 @@ class Tracker:
         self._record(Event(EventKind.POOL_OPENED, serial, self._moment(), opened_pool=facts(reference)))
 
     @_never_raises
+    def starved(self, pool: Any, error: BaseException) -> None:
+        """A pool had no connection to give."""
+        if self.slots is not None and self.is_checking():
+            self.slots.pool_starved(pool, self._serial_of_pool(pool), error)
+
+    @_never_raises
+    def refused(self, error: BaseException) -> None:
+        """A server has refused a connection."""
+        if self.slots is not None and self.is_checking():
+            self.slots.refused(error)
+
+    @_never_raises
+    def pool_has_tried(self, pool: Any, error: BaseException | None) -> None:
+        """A pool has tried to open a connection for itself; ``error`` is None where it could."""
+        if self.slots is not None:
+            self.slots.pool_has_tried(self._serial_of_pool(pool), error)
+
+    @_never_raises
     def pool_closed(self, pool: Any) -> None:
         """A pool was closed."""
         if (serial := self._serial(pool)) is not None:
             self._record(Event(EventKind.POOL_CLOSED, serial))
+
+    def _held_meanwhile(self, serial: int, pool: int, moment: Moment) -> tuple[int, Moment] | None:
+        held = [
+            (other, first)
+            for other, (of_pool, first) in list(self._out.items())
+            if other != serial and of_pool == pool and is_same_flow(first, moment)
+        ]
+        self._out[serial] = (pool, moment)
+        return held[-1] if held else None
+
+    def _prepared(self, serial: int, connection: Any, gids: Iterable[GidUse]) -> None:
+        facts, moment = self._facts[serial], self._moment()
+        self._witness(facts, connection, True)  # its server is known from then on, be the connection closed
+        for gid in gids:
+            self._record(Event(EventKind.PREPARED, serial, moment, connection=facts, gid=gid))
 
     def _moment(self) -> Moment:
         return Moment(
@@ -220,8 +325,10 @@ class Tracker:
             return
         del self._known[identity]
         facts = self._facts.pop(known[1], None)
-        self._holders.pop(known[1], None)
-        self._begun_by_holder.discard(known[1])
+        self._transactions.forget(known[1])
+        if self.sessions is not None:
+            self.sessions.forget(known[1])
+        self._out.pop(known[1], None)
         if identity in self._finalized:
             self._finalized.discard(identity)
         elif facts is not None:

@@ -64,6 +64,7 @@ class Verdict:
         item: pytest.Item | None,
         allow: frozenset[str] = frozenset(),
         most: Level = "fail",
+        demanded: frozenset[str] = frozenset(),
     ) -> Verdicts:
         """Sort the findings of a checkpoint.
 
@@ -72,11 +73,14 @@ class Verdict:
             item: The test; None at the end of the session.
             allow: Kinds that the marker allows.
             most: The most serious level that is possible here.
+            demanded: Kinds that the marker asks for: they fail where no setting says that they are warnings.
         """
         failing: list[Finding] = []
         warning: list[Finding] = []
         for finding in findings:
             level = self._settings().level(finding.kind)
+            if level == "off" and finding.kind in demanded:
+                level = "fail"
             if level == "off" or finding.kind in allow or self._hook(finding=finding, item=item):
                 continue
             fails = level == "fail" and most == "fail" and self._settings().mode == "fail"

@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 
 from pytest_pgleak.activity import Backend
 from pytest_pgleak.events import ConnectionFacts, Moment, PoolFacts
+from pytest_pgleak.nesting import NestedCheckout
+from pytest_pgleak.prepared import Prepared
+from pytest_pgleak.session_state import LeftState
+from pytest_pgleak.transactions import Transaction
 
 
 class Ending(enum.Enum):
@@ -49,8 +53,7 @@ class ConnectionView:
         backend: The server's row, read while the garbage collector was closing it.
         after_response: For a dropped connection, whether the response had started.
         task: The task that holds it, where that is not the one which runs the test.
-        began: Where the last transaction began, if that was by another owner than the connection's.
-        begun_by_holder: Whether the last transaction was begun by the connection's own owner.
+        began: Where the open transaction began, if anybody saw it.
     """
 
     serial: int
@@ -64,7 +67,11 @@ class ConnectionView:
     after_response: bool | None = None
     task: TaskInfo | None = None
     began: Moment | None = None
-    begun_by_holder: bool = False
+
+    @property
+    def held(self) -> Moment:
+        """Since when and on whose account it is held: the checkout, or else the opening."""
+        return self.checkout or self.opened
 
     @property
     def in_transaction(self) -> bool:
@@ -96,7 +103,16 @@ class View:
     Attributes:
         connections: In the order in which they were opened.
         pools: By serial.
+        transactions: Those that have ended, in this order: every one that wrote, and those that were open when their
+            connection went back to its pool.
+        nested: Connections that were taken while another one of the same pool was held.
+        prepared: Transactions that were prepared here and not finished here.
+        sessions: What was left in the sessions of pooled connections.
     """
 
     connections: tuple[ConnectionView, ...] = ()
     pools: dict[int, PoolView] = field(default_factory=dict)
+    transactions: tuple[Transaction, ...] = ()
+    nested: tuple[NestedCheckout, ...] = ()
+    prepared: tuple[Prepared, ...] = ()
+    sessions: tuple[LeftState, ...] = ()

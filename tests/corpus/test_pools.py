@@ -76,6 +76,7 @@ def session_pool(dsn):
         yield pool
 
 
+@expect("nested-checkout")
 def test_session_pool_grows(session_pool):
     conns = [session_pool.getconn() for _ in range(5)]
     for conn in conns:
@@ -205,6 +206,7 @@ def test_returned_by_another_thread(session_pool):
     thread.join()
 
 
+@expect("returned-in-transaction")
 def test_returned_in_transaction_is_repaired_by_the_pool(session_pool):
     conn = session_pool.getconn()
     conn.execute("select 1")

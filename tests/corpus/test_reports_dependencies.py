@@ -367,7 +367,7 @@ PATHS = [
     "/stack/clean",
     leaky("/pool/leaky", "pool-not-closed"),
     "/pool/clean",
-    leaky("/both/leaky", "connection-not-returned"),
+    leaky("/both/leaky", "connection-not-returned", "nested-checkout"),
     leaky("/reassigned/leaky", "connection-not-returned"),
 ]
 

@@ -227,7 +227,7 @@ async def test_async_null_pool_dropped(dsn):
         await pool.getconn()  # leaks
 
 
-@expect("connection-not-returned", "connection-not-returned")
+@expect("connection-not-returned", "connection-not-returned", "returned-in-transaction")
 def test_error_paths_drain_the_pool(pool):
     """harlequin-postgres#61: every helper skipped its putconn() when the query raised."""
 
@@ -269,11 +269,13 @@ async def test_async_pool_replaced(dsn):
 # -- connections handed around ------------------------------------------------------------------------------------
 
 
+@expect("nested-checkout")
 def test_handed_to_threads(pool):
     conns = [pool.getconn() for _ in range(4)]
 
     def work(conn):
         conn.execute("select 1")
+        conn.commit()
         pool.putconn(conn)
 
     with ThreadPoolExecutor(4) as executor:

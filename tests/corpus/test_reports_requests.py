@@ -54,6 +54,7 @@ def build(dsn):
     @app.get("/middleware/clean")
     async def middleware_clean(request: Request):
         await request.state.conn.execute("select 1")
+        await request.state.conn.commit()
 
     @app.get("/middleware/leaky")
     async def middleware_leaky(request: Request):
@@ -260,6 +261,7 @@ def build(dsn):
         async def leaky(number):
             conn = await pool.getconn()  # leaks
             await conn.execute("select 1")
+            await conn.commit()
             if number:
                 await pool.putconn(conn)
 
@@ -493,6 +495,7 @@ async def test_exception_reaches_the_client(dsn, how):
                 await conn.execute("select no_such_column")
             finally:
                 if how == "clean":
+                    await conn.rollback()
                     await pool.putconn(conn)
                 else:
                     KEPT.append(conn)

@@ -77,17 +77,16 @@ def test_refusals_say_what_and_why(server):
     drop_database(server.dsn, "taken")
 
 
-def test_a_prepared_transaction_keeps_its_database(server):
+def test_a_prepared_transaction_goes_with_its_database(server):
     dsn = create_database(server.dsn, "prepared")
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute("begin")
         conn.execute("create table t ()")
-        conn.execute("prepare transaction 'left'")
-    with pytest.raises(ServerError, match="prepared transaction"):
-        drop_database(server.dsn, "prepared")
-    with psycopg.connect(dsn, autocommit=True) as conn:
-        conn.execute("rollback prepared 'left'")
+        conn.execute("prepare transaction 'it''s left'")
     drop_database(server.dsn, "prepared")
+    with psycopg.connect(server.dsn) as conn:
+        assert conn.execute("select gid from pg_prepared_xacts").fetchall() == []
+        assert conn.execute("select datname from pg_database where datname = 'prepared'").fetchall() == []
 
 
 def test_an_unreachable_server():

@@ -183,7 +183,7 @@ def test_one_mistake_is_one_finding_whatever_is_combined():
         if ending is CLOSED and pool_ending is not OPEN:
             assert all(one.subject == "pool" for one in found)
         seen.update(one.kind for one in found)
-    assert seen == {kind.code for kind in KINDS.values() if kind.judged} - {UNTRACKED}
+    assert seen == {LOST, NOT_CLOSED, NOT_RETURNED, POOL, IN_TRANSACTION}
 
 
 def test_findings_come_in_the_order_of_what_happened_and_new_backends_last():
@@ -279,7 +279,7 @@ def test_an_open_transaction_that_another_one_began_is_not_the_askers():
 
 
 def test_an_open_transaction_that_the_holder_began_is_not_the_askers():
-    view = View((connection(10, OPEN, moment(FIXTURE), transaction_status="INTRANS", begun_by_holder=True),))
+    view = View((connection(10, OPEN, moment(FIXTURE), transaction_status="INTRANS", began=moment(FIXTURE)),))
     assert find(view, NOTHING_KNOWN, Question(CALL, transactions=True)) == ()
 
 

@@ -7,7 +7,7 @@ import pytest
 from builders import code
 from fastapi import FastAPI
 
-from pytest_pgleak.isolation import is_installed, rolls_back
+from pytest_pgleak.isolation import finishes_prepared, is_installed, rolls_back
 
 
 def calls_rollback(conn):
@@ -184,3 +184,41 @@ def test_a_wrapper_of_a_package_around_the_users_fixture_is_the_users():
     wrapper = with_file("/venv/lib/python3.12/site-packages/pytest_asyncio/plugin.py")
     wrapper.__wrapped__ = user
     assert not is_installed(wrapper)
+
+
+def recovers_by_method(conn):
+    yield
+    for xid in conn.tpc_recover():
+        conn.tpc_rollback(xid)
+
+
+async def recovers_by_sql(conn, gid):
+    yield
+    await conn.execute(f"ROLLBACK  PREPARED '{gid}'")
+
+
+def recover_all(conn, gids):
+    for gid in gids:
+        conn.tpc_commit(gid)
+
+
+def recovers_by_a_helper(conn):
+    yield
+    recover_all(conn, [])
+
+
+def only_prepares(conn):
+    conn.tpc_begin("x")
+    conn.tpc_prepare()
+    yield
+    conn.rollback()
+
+
+@pytest.mark.parametrize("function", [recovers_by_method, recovers_by_sql, recovers_by_a_helper])
+def test_a_fixture_that_finishes_prepared_transactions(function):
+    assert finishes_prepared(function)
+
+
+@pytest.mark.parametrize("function", [only_prepares, calls_rollback, len, CallableWithoutCode()])
+def test_a_fixture_that_finishes_none(function):
+    assert not finishes_prepared(function)

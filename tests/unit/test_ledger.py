@@ -483,3 +483,42 @@ def test_recording_inside_of_a_look_does_not_block():
     made.record(opened(living=living))
     assert serials(made) == [10]
     assert serials(made) == [10]
+
+
+def test_holders_are_shown_whether_they_were_judged_or_not():
+    made = ledger(opened(living=(living := Living())), began(owner=OTHER))
+    made.forget_owner(CALL.serial)
+    assert made.view().connections == ()
+    (holder,) = made.holders()
+    assert (holder.serial, holder.ending, holder.held.owner, holder.began.owner) == (10, Ending.OPEN, CALL, OTHER)
+    living.closed = True
+    made.record(closed())
+    assert made.holders() == ()
+
+
+def test_an_idle_member_of_a_pool_is_held_by_whoever_opened_the_pool():
+    living = Living()
+    made = ledger(pool_opened(), opened(pool=20, living=living), checked_out(owner=OTHER))
+    assert made.holders()[0].held.owner == OTHER
+    made.record(returned())
+    (holder,) = made.holders()
+    assert (holder.held.owner, holder.pool_facts.name) == (FIXTURE, "pool-1")
+
+
+@pytest.mark.parametrize("ended", [gone, closed])
+def test_a_slot_that_was_lost_is_remembered_as_long_as_its_pool(ended):
+    living = Living()
+    made = ledger(pool_opened(living=living), opened(pool=20, living=living), checked_out(owner=OTHER), ended())
+    made.forget_owner(OTHER.serial)
+    (holder,) = made.holders()
+    assert (holder.ending is Ending.OPEN, holder.held.owner) == (False, OTHER)
+    made.record(pool_closed())
+    assert made.holders() == ()
+
+
+def test_a_closed_connection_that_comes_back_has_lost_no_slot():
+    living = Living()
+    made = ledger(pool_opened(living=living), opened(pool=20, living=living), checked_out(owner=OTHER), closed())
+    made.forget_owner(OTHER.serial)
+    made.record(returned())
+    assert made.holders() == ()

@@ -28,7 +28,7 @@ CLASSES = (
 
 
 def tracker():
-    return Tracker(Ledger().record, Ownership(Background(EventLoops())), lambda _facts, _connection: None, print)
+    return Tracker(Ledger().record, Ownership(Background(EventLoops())), lambda *_: None, lambda: True, print)
 
 
 def attributes(classes=CLASSES):
@@ -211,7 +211,7 @@ def test_only_what_the_module_lists_is_touched():
     touched = {(cls.__name__, name) for cls, name in changed(before, attributes())}
     for patches in both:
         patches.off()
-    pool_methods = {"__init__", "open", "close", "_connect", "getconn", "putconn"}
+    pool_methods = {"__init__", "open", "close", "_connect", "getconn", "putconn", "wait"}
     assert touched - {("BaseConnection", "_get_tx_start_command"), ("BaseConnection", "_connect_gen")} == {
         ("BaseConnection", "__init__"),
         ("BaseConnection", "__del__"),
@@ -219,6 +219,8 @@ def test_only_what_the_module_lists_is_touched():
         ("AsyncConnection", "close"),
         *(("ConnectionPool", name) for name in pool_methods),
         *(("AsyncConnectionPool", name) for name in pool_methods),
+        ("NullConnectionPool", "wait"),
+        ("AsyncNullConnectionPool", "wait"),
     }
 
 

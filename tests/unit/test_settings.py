@@ -119,6 +119,16 @@ def test_a_grace_that_cannot_be_meant(text):
     assert complaint(read, grace=text).startswith(f"pgleak_grace = {text}: expected a number of seconds")
 
 
+@pytest.mark.parametrize(("text", "seconds"), [("", 5.0), ("0", 0.0), ("0.5", 0.5)])
+def test_after_how_long_a_wait_for_a_lock_is_told_of(text, seconds):
+    assert read(blocked_after=text).blocked_after == seconds
+
+
+@pytest.mark.parametrize("text", ["soon", "-1", "nan", "5s"])
+def test_a_patience_that_cannot_be_meant(text):
+    assert complaint(read, blocked_after=text).startswith(f"pgleak_blocked_after = {text}: expected a number of")
+
+
 def test_levels():
     settings = read(levels=["connection-dropped = warn", "untracked-backend=fail", "  write-lost  =  off  "])
     assert settings.levels == {"connection-dropped": "warn", "untracked-backend": "fail", "write-lost": "off"}

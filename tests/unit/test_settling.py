@@ -174,6 +174,14 @@ def test_a_task_that_never_rests_does_not_hold_up_for_long(clock):
     assert 0.04 <= clock.waited <= 0.06
 
 
+def test_whoever_is_still_busy_after_something_has_healed_is_waited_for(clock):
+    """The backend of a connection that is being opened is a finding for a moment, and then another one is lost."""
+    look = looks((OPEN,), (), (DROPPED,))
+    busy = iter([True, True, False])
+    assert settle(settling(look, 0.5, lambda: next(busy))) == (DROPPED,)
+    assert look.count == 3
+
+
 def test_being_busy_does_not_outlast_the_grace(clock):
     settle(settling(looks(()), 0.01, lambda: True))
     assert clock.waited <= 0.0125

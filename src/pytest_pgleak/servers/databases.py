@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from pytest_pgleak.gids import literal
 from pytest_pgleak.servers import conninfo, libpq
 from pytest_pgleak.servers.conninfo import redacted
 from pytest_pgleak.servers.values import ServerError
@@ -55,7 +56,7 @@ def create_database(server_dsn: str, name: str, template: str | None = None) -> 
 
 
 def drop_database(server_dsn: str, name: str) -> None:
-    """Drop a database, and whatever is connected to it; one that is gone already is no error.
+    """Drop a database, with whatever is connected to it or prepared in it; one that is gone already is no error.
 
     The backends are waited for first, for DROP DATABASE itself sleeps 100 ms when one is still exiting
     (``CountOtherDBBackends`` in PostgreSQL's ``procarray.c``). Those that stay are terminated.
@@ -65,15 +66,20 @@ def drop_database(server_dsn: str, name: str) -> None:
         name: The database.
 
     Raises:
-        ServerError: If the server cannot be reached or refuses: for instance while a prepared transaction is left in
-            the database.
+        ServerError: If the server cannot be reached or refuses.
     """
     with libpq.connected(server_dsn) as conn:
         if not _wait_until_unused(conn, name):
             libpq.execute(conn, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
             _wait_until_unused(conn, name)
+        statement = f"DROP DATABASE IF EXISTS {libpq.identifier(conn, name)} WITH (FORCE)"
         try:
-            libpq.execute(conn, f"DROP DATABASE IF EXISTS {libpq.identifier(conn, name)} WITH (FORCE)")
+            try:
+                libpq.execute(conn, statement)
+            except ServerError:
+                if not _roll_back_prepared(conn, server_dsn, name):
+                    raise
+                libpq.execute(conn, statement)
         except ServerError as error:
             raise ServerError(f"cannot drop the database {name!r}: {error}") from None
 
@@ -88,6 +94,17 @@ def with_dbname(dsn: str, dbname: str) -> str:
         return conninfo.with_dbname(dsn, dbname)
     except ValueError as error:
         raise ServerError(f"the connection string is malformed: {error}.") from None
+
+
+def _roll_back_prepared(conn: PGconn, server_dsn: str, database: str) -> bool:
+    """Roll back what is prepared in a database, which not even FORCE drops with it; whether there was anything."""
+    rows = libpq.execute(conn, "SELECT gid FROM pg_prepared_xacts WHERE database = $1", database)
+    if rows:
+        with libpq.connected(with_dbname(server_dsn, database)) as inside:
+            for (gid,) in rows:
+                libpq.execute(inside, f"ROLLBACK PREPARED {literal(gid or '')}")
+        _wait_until_unused(conn, database)
+    return bool(rows)
 
 
 def _wait_until_unused(conn: PGconn, database: str) -> bool:

@@ -1,0 +1,67 @@
+"""A pool's connection commits when the path operation has returned, before the response is sent.
+
+With `scope="function"` FastAPI (0.121 and later) ends the dependency first; a commit that fails is
+a 409 here, and would be a 500 otherwise.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from psycopg import AsyncConnection
+from psycopg.errors import ForeignKeyViolation
+from psycopg_pool import AsyncConnectionPool
+
+from demo_app.models import Visit
+from demo_app.queries import insert_visit, refer_visit, select_visits
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Keep a pool open while the application runs."""
+    async with AsyncConnectionPool(app.state.dsn, min_size=1, max_size=4, open=False) as pool:
+        app.state.pool = pool
+        yield
+
+
+router = APIRouter()
+
+
+async def get_conn(request: Request) -> AsyncIterator[AsyncConnection]:
+    """Lend a connection from the pool for one request."""
+    pool: AsyncConnectionPool = request.app.state.pool
+    async with pool.connection() as conn:
+        yield conn
+
+
+Conn = Annotated[AsyncConnection, Depends(get_conn, scope="function")]
+
+
+@router.post("/visit/")
+async def create_visit(conn: Conn, referrer: int | None = None) -> Visit:
+    """Record a visit."""
+    visit = await insert_visit(conn)
+    if referrer is not None:
+        await refer_visit(conn, visit.id, referrer)
+    return visit
+
+
+@router.get("/visit/")
+async def list_visits(conn: Conn) -> list[Visit]:
+    """List the visits."""
+    return await select_visits(conn)
+
+
+async def no_such_referrer(_request: Request, _error: Exception) -> Response:
+    """Answer a commit that failed."""
+    return Response(status_code=409)
+
+
+def create_app(dsn: str) -> FastAPI:
+    """Build the application on the database at `dsn`."""
+    app = FastAPI(title="visits", lifespan=lifespan)
+    app.state.dsn = dsn
+    app.add_exception_handler(ForeignKeyViolation, no_such_referrer)
+    app.include_router(router)
+    return app

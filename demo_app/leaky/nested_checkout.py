@@ -1,0 +1,66 @@
+"""The path operation has a connection, and the function that it calls takes a second one.
+
+With as many requests at once as the pool is large, each holds one and waits for another: a
+deadlock. Missing: the connection as an argument of `count_visits`.
+Twin: `demo_app.correct.one_checkout`.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool
+
+from demo_app.models import Visit
+from demo_app.queries import insert_visit, select_visits
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Keep a pool open while the application runs."""
+    async with AsyncConnectionPool(app.state.dsn, min_size=1, max_size=4, open=False) as pool:
+        app.state.pool = pool
+        yield
+
+
+router = APIRouter()
+
+
+async def get_conn(request: Request) -> AsyncIterator[AsyncConnection]:
+    """Lend a connection from the pool for one request."""
+    pool: AsyncConnectionPool = request.app.state.pool
+    async with pool.connection() as conn:
+        yield conn
+
+
+Conn = Annotated[AsyncConnection, Depends(get_conn)]
+
+
+async def count_visits(pool: AsyncConnectionPool) -> int:
+    """Count the visits."""
+    async with pool.connection() as conn:
+        return len(await select_visits(conn))
+
+
+@router.post("/visit/")
+async def create_visit(request: Request, conn: Conn) -> Visit:
+    """Record a visit."""
+    if await count_visits(request.app.state.pool) > 1000:
+        raise HTTPException(429)
+    return await insert_visit(conn)
+
+
+@router.get("/visit/")
+async def list_visits(conn: Conn) -> list[Visit]:
+    """List the visits."""
+    return await select_visits(conn)
+
+
+def create_app(dsn: str) -> FastAPI:
+    """Build the application on the database at `dsn`."""
+    app = FastAPI(title="visits", lifespan=lifespan)
+    app.state.dsn = dsn
+    app.include_router(router)
+    return app

@@ -1,0 +1,60 @@
+"""The rule for ``max_connections``: whether there were too many, and from which lines they came. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pytest_pgleak.events import Moment, PoolFacts
+from pytest_pgleak.find import finding_at
+from pytest_pgleak.findings import Finding
+from pytest_pgleak.frames import origin
+from pytest_pgleak.kinds import TOO_MANY_CONNECTIONS
+from pytest_pgleak.owners import Owner
+from pytest_pgleak.peaks import Held, OpenConnection, OverLimit, Peak
+from pytest_pgleak.views import Ending
+
+
+def find_over_limit(peak: Peak, owner: Owner) -> tuple[Finding, ...]:
+    """Judge a peak.
+
+    Args:
+        peak: The most that there was.
+        owner: The test: whoever opened the connections, their sum is its business.
+    """
+    if peak.number <= peak.limit:
+        return ()
+    state = OverLimit(peak.limit, peak.number, held_by(peak))
+    if peak.went_over is None:  # others did it: no line of this process
+        return (Finding(TOO_MANY_CONNECTIONS, owner, None, Ending.CLOSED, "connections", peak.number, over=state),)
+    moment = replace(_taken(peak.went_over, peak), owner=owner)
+    return (finding_at(TOO_MANY_CONNECTIONS, "connections", peak.number, owner, moment, Ending.CLOSED, over=state),)
+
+
+def held_by(peak: Peak) -> tuple[Held, ...]:
+    """Group what was open by where it comes from: the most first, what this process did not open last."""
+    groups: dict[object, list[OpenConnection]] = {}
+    for connection in peak.connections:
+        line = origin(connection.opened.stack)
+        # What has no line of its own is told apart by nothing.
+        groups.setdefault(line if connection.pool is None else connection.pool, []).append(connection)
+    held = [_held(group, peak) for group in groups.values()]
+    held.sort(key=lambda each: -each.number)
+    others = sorted(peak.others, key=lambda backend: (backend.backend_start or "", backend.pid))
+    return (*held, *(Held(1, backend=backend) for backend in others))
+
+
+def _held(group: list[OpenConnection], peak: Peak) -> Held:
+    pool = _pool(group[0], peak)
+    return Held(len(group), origin((group[0].opened if pool is None else pool[1]).stack), pool and pool[0])
+
+
+def _taken(connection: OpenConnection, peak: Peak) -> Moment:
+    """Return where a connection was opened in the user's own code: a pool opens most of its own in its workers."""
+    if origin(connection.opened.stack) is not None:
+        return connection.opened
+    pool = _pool(connection, peak)
+    return connection.opened if pool is None else pool[1]
+
+
+def _pool(connection: OpenConnection, peak: Peak) -> tuple[PoolFacts, Moment] | None:
+    return None if connection.pool is None else peak.pools.get(connection.pool)

@@ -1,0 +1,111 @@
+"""What a finding about an ended transaction means, in words. Pure."""
+
+from __future__ import annotations
+
+from pytest_pgleak.findings import Finding
+from pytest_pgleak.kinds import COMMIT_AFTER_RESPONSE, RETURNED_IN_TRANSACTION, WRITE_LOST
+from pytest_pgleak.transactions import How, Transaction
+
+
+def verb(finding: Finding) -> str:
+    """Return the label of the line that shows the origin."""
+    return "wrote" if finding.transactions[0].wrote is not None else "began"
+
+
+def told(finding: Finding) -> str:
+    """Say what the client believes, behind the status of the response; empty where there is nothing to say."""
+    status = finding.request.status if finding.request is not None else None
+    if finding.kind == WRITE_LOST and status is not None and status < 400:
+        return ": the client was told that all is well"
+    if finding.kind == COMMIT_AFTER_RESPONSE:
+        return ": sent before the commit, that might still have failed"
+    return ""
+
+
+def server(finding: Finding) -> str:
+    """Say how many transactions, which, and what they wrote."""
+    transactions = finding.transactions
+    number = len(transactions)
+    pid = finding.backend.pid if finding.backend is not None else finding.connection and finding.connection.backend_pid
+    xids = [each.evidence.backend_xid for each in transactions if each.evidence is not None]
+    known = f" (xid {', '.join(str(xid) for xid in xids[:5])}{', …' if len(xids) > 5 else ''})" if xids else ""
+    wrote = f" that wrote {', '.join(finding.written)}" if finding.written else ""
+    what = {WRITE_LOST: ": rolled back", COMMIT_AFTER_RESPONSE: ": committed"}.get(finding.kind, ": rolled back")
+    if finding.kind == RETURNED_IN_TRANSACTION:
+        wrote = f" ({finding.transaction_status}), nothing written" if not xids else wrote
+    return f"pid {pid}, {number} transaction{'s' if number != 1 else ''}{known}{wrote}{what}"
+
+
+def ended(finding: Finding, where: str) -> str:
+    """Say who ended the transaction and how.
+
+    Args:
+        finding: The finding.
+        where: The line that did it, as " at FILE:LINE in FUNCTION", or empty.
+    """
+    transaction = finding.transactions[0]
+    if transaction.how is How.CLOSE:
+        return f"close(){where} with the transaction open{_failed(transaction)}; nothing had called commit()"
+    if transaction.how is How.POOL:
+        repair = "closed it" if transaction.status == "ACTIVE" else "rolled it back"
+        return f"given back{where} with the transaction open{_failed(transaction)}; the pool {repair}"
+    if transaction.how is How.COLLECTED:
+        return "garbage-collected with the transaction open; nothing had called commit()"
+    if transaction.how is How.ROLLBACK:
+        if transaction.cause == "GeneratorExit":
+            return f"rolled back{where}: the caller left the generator, the code after its `yield` never ran"
+        return f"rolled back{where}" + (f", because of {transaction.cause}" if transaction.cause else "")
+    if finding.kind == COMMIT_AFTER_RESPONSE:
+        return f"committed{where}, after the response had started"
+    if transaction.error is not None:
+        after = ", after the response had started" if transaction.after_response else ""
+        return f"COMMIT{where} failed with {transaction.error}{after}"
+    return f"COMMIT{where} answered ROLLBACK{_failed(transaction)}; psycopg reports no error"
+
+
+def fix(finding: Finding) -> str:
+    """Say what to change."""
+    wait, with_ = ("await ", "async with") if finding.connection and finding.connection.is_async else ("", "with")
+    if finding.kind == COMMIT_AFTER_RESPONSE:
+        return (
+            f"call `{wait}conn.commit()` in the path operation, or declare the dependency with"
+            ' `Depends(…, scope="function")`: its exit code then runs before the response'
+        )
+    if finding.kind == RETURNED_IN_TRANSACTION:
+        return f"commit or roll back before `putconn()`, or use `{with_} pool.connection() as conn:`, which does"
+    return _fix_lost(finding, finding.transactions[0], wait, with_)
+
+
+def _fix_lost(finding: Finding, transaction: Transaction, wait: str, with_: str) -> str:
+    if transaction.how is How.COMMIT and transaction.error is not None:
+        return (
+            f"commit before the response: call `{wait}conn.commit()` in the path operation, or declare the dependency"
+            f' with `Depends(…, scope="function")`; a commit that fails is then a 500'
+        )
+    if transaction.how is How.COMMIT or transaction.status == "INERROR":
+        return (
+            f"do not swallow {transaction.failed_by or 'the error'}: the whole transaction failed with that statement;"
+            f" run what may fail inside `{with_} conn.transaction():`"
+        )
+    if transaction.how is How.ROLLBACK and transaction.cause == "GeneratorExit":
+        return f"call `{wait}conn.commit()` as soon as it is written, or let FastAPI run the generator with `Depends`"
+    if transaction.how is How.ROLLBACK:
+        return (
+            "let the exception go on to the client as a 4xx or 5xx, or commit what is to stay before it; on purpose:"
+            f" `{with_} conn.transaction(force_rollback=True):`"
+        )
+    if transaction.savepoint is not None:
+        return (
+            "a statement before it had begun the transaction, so `conn.transaction()` was only a savepoint:"
+            f" call `{wait}conn.commit()`, or connect with `autocommit=True`"
+        )
+    if finding.pool is not None or transaction.how is How.POOL:
+        return (
+            f"call `{wait}conn.commit()` before `putconn()`, or use `{with_} pool.connection() as conn:`, which commits"
+        )
+    opening = "async with await psycopg.AsyncConnection.connect(…)" if wait else "with psycopg.connect(…)"
+    return f"call `{wait}conn.commit()` before `close()`, or use `{opening} as conn:`, which commits"
+
+
+def _failed(transaction: Transaction) -> str:
+    return f" and failed ({transaction.failed_by})" if transaction.status == "INERROR" and transaction.failed_by else ""

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from builders import CALL, OTHER, Living, checked_out, gone, opened, pool_opened
+
+from pytest_pgleak.ledger import Ledger
+from pytest_pgleak.observers import Observers
+from pytest_pgleak.slot_notes import SlotNotes, chain, has_note, is_full
+
+POOL = SimpleNamespace(name="app", max_size=2)
+FULL = 'connection failed: FATAL:  too many connections for role "app"'
+
+
+class PoolTimeout(Exception):  # noqa: N818 - psycopg_pool's name
+    pass
+
+
+def notes(*events):
+    ledger = Ledger()
+    for event in events:
+        ledger.record(event)
+    return SlotNotes(ledger, Observers(), lambda: CALL.nodeid, Path("/project"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "FATAL:  sorry, too many clients already",
+        "FATAL:  remaining connection slots are reserved for roles with the SUPERUSER attribute",
+        FULL,
+        'FATAL:  too many connections for database "app"',
+        "FATAL: no more connections allowed (max_client_conn)",
+    ],
+)
+def test_a_server_that_is_full(text):
+    assert is_full(text)
+    assert not is_full("FATAL:  the database system is starting up")
+
+
+def test_the_chain_of_an_error():
+    inner, cause, grouped = ValueError("inner"), KeyError("cause"), OSError("grouped")
+    inner.__cause__ = cause
+    cause.__context__ = inner  # a circle
+    error = ExceptionGroup("several", [grouped])
+    error.__context__ = inner
+    assert set(chain(error)) == {error, inner, cause, grouped}
+    assert list(chain(None)) == []
+
+
+def test_a_note_is_put_once():
+    written, error = notes(pool_opened(), opened(pool=20, living=Living()), checked_out(owner=OTHER)), PoolTimeout()
+    for _ in range(2):
+        written.pool_starved(POOL, 20, error)
+    (note,) = error.__notes__
+    assert note.startswith("pgleak: pool 'app' (max_size 2): 1 checked out\n  pid 4711 taken ")
+    assert "by test_visits.py::test_other" in note
+    assert has_note(error)
+    assert [text for _, text in written.take()] == [note]
+    assert written.take() == []
+
+
+def test_a_slot_that_was_lost_and_judged_is_still_lost():
+    ledger_events = pool_opened(), opened(pool=20, living=Living()), checked_out(owner=OTHER), gone()
+    written, error = notes(*ledger_events), PoolTimeout()
+    written._ledger.forget_owner(OTHER.serial)
+    assert written._ledger.view().connections == ()
+    written.pool_starved(POOL, 20, error)
+    assert "0 checked out, 1 slot lost for ever" in error.__notes__[0]
+
+
+def test_another_error_gets_no_note():
+    error = ValueError("nothing to do with it")
+    notes().pool_starved(POOL, 20, error)
+    notes().refused(error)
+    assert not has_note(error)
+
+
+def test_why_a_pool_could_not_connect_is_told_until_it_can():
+    written, error = notes(pool_opened()), PoolTimeout()
+    written.pool_has_tried(20, OSError(FULL))
+    written.pool_starved(POOL, 20, error)
+    pool, crowd = error.__notes__[0].split("pgleak: ")[1:]
+    assert "the pool could not open another one: connection failed: FATAL: too many" in pool
+    assert crowd.startswith("this process has 0 connections")
+    written.pool_has_tried(20, None)
+    written.pool_starved(POOL, 20, later := PoolTimeout())
+    assert "could not open" not in later.__notes__[0]
+
+
+def test_the_memory_is_bounded():
+    written = notes()
+    for number in range(1000):
+        written.pool_has_tried(number, OSError("no"))
+        written.refused(OSError(FULL))
+    assert len(written._troubles) == 100
+    assert len(written.take()) == 3
