@@ -27,7 +27,7 @@ HEADER = """
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
             process.stdout.readline()
             yield
-            time.sleep(0.1)
+            time.sleep(0.3)
             process.stdin.close()
 """
 
@@ -53,7 +53,7 @@ def test_the_holders_are_listed(run: Run) -> None:
         @pytest.mark.pgleak(max_connections=4)
         def test_it(pool, pgleak_dsn):
             with worker(pgleak_dsn), connect(pgleak_dsn):
-                time.sleep(0.2)
+                time.sleep(0.3)
         """
     )
     result.assert_outcomes(failed=1)

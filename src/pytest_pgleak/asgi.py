@@ -134,6 +134,7 @@ class AsgiTracking:
             if message["type"] in _LAST and not message.get("more_body"):
                 request.answered = True
 
+        self._loops.requests.add(request)
         with self._ownership.in_request(request):
             try:
                 await app(scope, receive, sending)
@@ -144,6 +145,7 @@ class AsgiTracking:
                 self._learn(scope, request)
                 request.learn = None
                 request.finished = True
+                self._loops.requests.discard(request)
 
     def _learn(self, scope: Scope, request: Request) -> None:
         route = scope.get("route")

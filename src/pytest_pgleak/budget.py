@@ -58,6 +58,7 @@ class Budget:
         self._watched = watched
         self._is_countable = is_countable
         self._sampler = Sampler(self._sample, fault)
+        self._fault = fault
         self._meter: ConnectionMeter | None = None
         self._candidates: dict[frozenset[Identity], _Candidate] = {}
         self._others_before: frozenset[Identity] = frozenset()
@@ -80,12 +81,13 @@ class Budget:
         """Return the most that there was, and count no longer; None where nothing was counted."""
         if (meter := self._meter) is None:
             return None
+        self._sampler.stop()
         try:
-            self._sampler.stop()
             self._sample()
-        finally:
-            self._meter = None
-            self._ledger.stop_meter()
+        except Exception:  # noqa: BLE001 - what was counted so far, and what else the test left, is told all the same
+            self._fault("counting connections")
+        self._meter = None
+        self._ledger.stop_meter()
         known = self._ledger.known_pids()
         candidates, self._candidates = self._candidates, {}
         best = Peak(meter.limit)

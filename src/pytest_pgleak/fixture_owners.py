@@ -66,11 +66,23 @@ class FixtureOwners:
             if (owner := self._alive.get(id(fixturedef))) is not None:
                 self._watched.add(owner.serial)
 
-    def used_by(self, item: pytest.Item) -> frozenset[int]:
-        """Return the serials of the fixtures that a test uses by now, or is going to."""
+    def is_part_of(self, item: pytest.Item, call: Owner, owner: Owner) -> bool:
+        """Tell whether what an owner opens is part of what a test has open, for ``max_connections``.
+
+        That are the test, what began while it runs, the fixtures that it uses by now, their lifespans, and the session.
+        A fixture that is only still alive is not.
+
+        Args:
+            item: The test.
+            call: Its call phase.
+            owner: The owner.
+        """
+        if owner.serial >= call.serial or owner.what == "session":
+            return True
         active = getattr(getattr(item, "_request", None), "_fixture_defs", {})  # also those that were asked for by name
-        owners = (self._alive.get(id(each)) for each in (*_fixturedefs(item), *active.values()))
-        return frozenset(owner.serial for owner in owners if owner is not None)
+        alive = (self._alive.get(id(each)) for each in (*_fixturedefs(item), *active.values()))
+        used = {each.serial for each in alive if each is not None}
+        return owner.serial in used or owner.started_by in used
 
     def watch_owner(self, owner: Owner) -> None:
         """Judge an owner when it ends."""

@@ -45,7 +45,7 @@ def gids_in(statement: str, parameters: Any = None) -> tuple[GidUse, ...]:
         statement: SQL, of any length and with any number of commands.
         parameters: What a client-side cursor puts in place of ``%s`` and ``%(name)s``.
     """
-    if "repare" not in statement and "REPARE" not in statement:  # asked of each statement: 0.1 µs, the pattern 2 µs
+    if "repare" not in statement and "REPARE" not in statement:  # asked of each statement; the pattern takes 50 × that
         return ()
     return tuple(
         GidUse(gid, match["prepares"] is None, by_sql=True)

@@ -72,7 +72,8 @@ class ItemCheck:
         self._in_transaction_before = state.judge.begin()
         state.ownership.push(self.owner)
         if self._marker.max_connections is not None:
-            state.budget.begin(self._marker.max_connections, self._counts())
+            counts = functools.partial(self._fixtures.is_part_of, self._item, self.owner)
+            state.budget.begin(self._marker.max_connections, counts)
         self._wrap_coroutine_function()
 
     def end_call(self, failed: bool) -> Verdicts:
@@ -144,6 +145,8 @@ class ItemCheck:
     def section(self, verdicts: Verdicts) -> str:
         """Make the text to show beside an error of the user's own."""
         preface = "The test failed before this; what its frames still held then could not be released."
+        if all(finding.subject == "transaction" for finding in verdicts.all):
+            preface = "This happened before the test failed; it may be the reason."
         return plain(LeaksFound(verdicts.all, self._item.config.rootpath, preface).lines)
 
     def _wrap_coroutine_function(self) -> None:
@@ -207,22 +210,6 @@ class ItemCheck:
             late_commits=self._finds_late_commits,
         )
         return Checkpoint(question, self._grace, new_backends=True, keep=self._belongs_to_call)
-
-    def _counts(self) -> Callable[[Owner], bool]:
-        """Tell whose connections count for ``max_connections``: the test's, its fixtures', their lifespans', imports'.
-
-        What begins while the test runs is its own, too. A fixture that it asks for by name is used from then on.
-        """
-        assert self.owner is not None
-        call, session = self.owner.serial, self._state.ownership.session.serial
-
-        def is_counted(owner: Owner) -> bool:
-            if owner.serial >= call or owner.serial == session:
-                return True
-            used = self._fixtures.used_by(self._item)
-            return owner.serial in used or owner.started_by in used
-
-        return is_counted
 
     def _over_limit(self) -> tuple[Finding, ...]:
         peak = self._state.budget.end()

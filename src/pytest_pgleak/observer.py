@@ -47,6 +47,7 @@ _BY_DATABASE: Final = f"""
     from pg_stat_activity
     where datname = any($1::text[]) and pid <> pg_backend_pid()
       and (backend_type = 'client backend' or backend_type is null)
+      and application_name <> 'pgleak observer'
 """  # noqa: S608 - made of constants
 _NUMBER: Final = """
     select coalesce(sum(pg_stat_get_db_numbackends(oid)), 0), txid_current_snapshot(), age('3'::xid)

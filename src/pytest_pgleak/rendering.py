@@ -109,7 +109,7 @@ def _finding(finding: Finding, others: Sequence[Finding], root: Path) -> list[Li
     if finding.over is not None:
         lines += [_line(label, text) for label, text in peak_sentences.details(finding, lambda at: place(at, root))]
     else:
-        lines.append(_line("ended", _ended(finding, root)))
+        lines.append(_line("risk" if finding.kind == NESTED_CHECKOUT else "ended", _ended(finding, root)))
     lines.append(_line("fix", sentences.fix(finding), "fix"))
     if finding.prepared is not None and finding.prepared.stays:
         lines.append(_line("undo", prepared_sentences.undo(finding)))
@@ -173,14 +173,17 @@ def _status(finding: Finding) -> str:
     assert finding.request is not None
     if finding.request.status is not None:
         return str(finding.request.status)
-    return "an exception" if finding.request.failed else "not answered yet"
+    if finding.request.failed:
+        return "an exception"
+    return "no exception" if finding.request.method == "WEBSOCKET" else "not answered yet"
 
 
 def _pool(finding: Finding) -> str:
     assert finding.pool is not None
     pool = finding.pool
     size = f", max_size {pool.facts.max_size}" if pool.facts.max_size else ""
-    return f"{pool.facts.name!r} ({pool.facts.class_name}{size}), {pool.checked_out} checked out"
+    out = "" if finding.kind == NESTED_CHECKOUT else f", {pool.checked_out} checked out"
+    return f"{pool.facts.name!r} ({pool.facts.class_name}{size}){out}"
 
 
 def _line(label: str, text: str, style: str = "") -> Line:

@@ -15,7 +15,9 @@ from typing import Any, Final
 _PAUSE: Final = 0.003
 """Seconds between two steps: what connects at all is there for longer."""
 _SHARE: Final = 0.1
-"""Of the time, at most: a slow server makes the steps rarer."""
+"""Of the time, at most: a slow server makes the steps rarer …"""
+_LONGEST_PAUSE: Final = 0.05
+"""Seconds: … but not so rare that nothing is seen."""
 _PATIENCE: Final = 10.0
 """Seconds to wait for the last step: twice what a statement of the observer may take."""
 _FORK_WARNING: Final = r"This process \(pid=\d+\) is multi-threaded, use of fork"
@@ -90,7 +92,7 @@ class Sampler:
             except Exception:  # noqa: BLE001 - a fault of the plugin is reported as one
                 self._fault("counting connections")
                 return
-            pause = max(_PAUSE, (time.monotonic() - started_at) / _SHARE)
+            pause = min(max(_PAUSE, (time.monotonic() - started_at) / _SHARE), _LONGEST_PAUSE)
 
 
 def _register(sampler: weakref.ref[Sampler]) -> None:

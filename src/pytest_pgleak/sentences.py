@@ -150,7 +150,7 @@ def fix(finding: Finding) -> str:
     if finding.kind == POOL_NOT_CLOSED:
         return _fix_pool(finding)
     if finding.kind == NESTED_CHECKOUT:
-        return "pass the connection that is held on to the function that takes the second one"
+        return "pass the connection that is held on to what takes the second one, or give it back first"
     if finding.kind == TRANSACTION_LEFT_OPEN:
         wait, with_ = ("await ", "async with") if _is_async(finding) else ("", "with")
         if finding.transaction_status == "INERROR":

@@ -8,6 +8,7 @@ import weakref
 from typing import Any
 
 from pytest_pgleak.frames import is_user_code
+from pytest_pgleak.requests import Request
 from pytest_pgleak.views import TaskInfo
 
 
@@ -28,6 +29,9 @@ class EventLoops:
     def __init__(self) -> None:
         self._loops: weakref.WeakSet[Any] = weakref.WeakSet()
         self._before: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.requests: set[Request] = set()
+        """Those that are being answered, their background tasks and the exits of their dependencies included."""
+        self._requests_before: frozenset[Request] = frozenset()
 
     def seen(self) -> None:
         """Take note of the running event loop."""
@@ -39,10 +43,11 @@ class EventLoops:
     def begin(self) -> None:
         """Remember the tasks that run before a test: they are nothing to wait for at its end."""
         self._before = weakref.WeakSet(self._tasks())
+        self._requests_before = frozenset(self.requests)
 
     def have_new_tasks(self) -> bool:
-        """Tell whether a task of the user's own, begun since `begin`, is still at work."""
-        return any(task not in self._before for task in self.user_tasks())
+        """Tell whether a task of the user's own, or a request, begun since `begin`, is still at work."""
+        return not self.requests <= self._requests_before or any(task not in self._before for task in self.user_tasks())
 
     def user_tasks(self) -> list[Any]:
         """Return the tasks that run the user's own coroutines, the running one left out."""

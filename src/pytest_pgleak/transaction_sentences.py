@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from pytest_pgleak.findings import Finding
 from pytest_pgleak.kinds import COMMIT_AFTER_RESPONSE, RETURNED_IN_TRANSACTION, WRITE_LOST
 from pytest_pgleak.transactions import How, Transaction
+
+_TRY_AGAIN: Final = frozenset(("SerializationFailure", "DeadlockDetected"))
 
 
 def verb(finding: Finding) -> str:
@@ -16,7 +20,8 @@ def told(finding: Finding) -> str:
     """Say what the client believes, behind the status of the response; empty where there is nothing to say."""
     status = finding.request.status if finding.request is not None else None
     if finding.kind == WRITE_LOST and status is not None and status < 400:
-        return ": the client was told that all is well"
+        before = ", before it was even begun" if finding.transactions[0].began_after_response else ""
+        return f": the client was told that all is well{before}"
     if finding.kind == COMMIT_AFTER_RESPONSE:
         return ": sent before the commit, that might still have failed"
     return ""
@@ -46,6 +51,7 @@ def ended(finding: Finding, where: str) -> str:
     transaction = finding.transactions[0]
     if transaction.how is How.CLOSE:
         return f"close(){where} with the transaction open{_failed(transaction)}; nothing had called commit()"
+    late = ", after the response had started" if transaction.after_response else ""
     if transaction.how is How.POOL:
         repair = "closed it" if transaction.status == "ACTIVE" else "rolled it back"
         return f"given back{where} with the transaction open{_failed(transaction)}; the pool {repair}"
@@ -54,13 +60,13 @@ def ended(finding: Finding, where: str) -> str:
     if transaction.how is How.ROLLBACK:
         if transaction.cause == "GeneratorExit":
             return f"rolled back{where}: the caller left the generator, the code after its `yield` never ran"
-        return f"rolled back{where}" + (f", because of {transaction.cause}" if transaction.cause else "")
+        return f"rolled back{where}" + (f", because of {transaction.cause}" if transaction.cause else "") + late
     if finding.kind == COMMIT_AFTER_RESPONSE:
-        return f"committed{where}, after the response had started"
+        return f"committed{where}{late}"
     if transaction.error is not None:
-        after = ", after the response had started" if transaction.after_response else ""
-        return f"COMMIT{where} failed with {transaction.error}{after}"
-    return f"COMMIT{where} answered ROLLBACK{_failed(transaction)}; psycopg reports no error"
+        return f"COMMIT{where} failed with {transaction.error}{late}"
+    failed = f": {transaction.failed_by} had failed the transaction" if transaction.failed_by else ""
+    return f"COMMIT{where} answered ROLLBACK{failed}; psycopg reports no error"
 
 
 def fix(finding: Finding) -> str:
@@ -78,22 +84,21 @@ def fix(finding: Finding) -> str:
 
 def _fix_lost(finding: Finding, transaction: Transaction, wait: str, with_: str) -> str:
     if transaction.how is How.COMMIT and transaction.error is not None:
-        return (
-            f"commit before the response: call `{wait}conn.commit()` in the path operation, or declare the dependency"
-            f' with `Depends(…, scope="function")`; a commit that fails is then a 500'
-        )
-    if transaction.how is How.COMMIT or transaction.status == "INERROR":
+        if transaction.after_response:
+            return f"{_commit_before_the_response(wait)}; a commit that fails is then a 500"
+        return f"do not swallow {transaction.error}: let it go on to the client as a 4xx or 5xx, or try again"
+    if {transaction.error, transaction.cause, transaction.failed_by} & _TRY_AGAIN:
+        failed_by = transaction.failed_by or transaction.cause
+        return f"do not swallow {failed_by}: run the whole transaction again, and answer 503 when that has failed, too"
+    if transaction.how is How.ROLLBACK and transaction.cause == "GeneratorExit":
+        return f"call `{wait}conn.commit()` as soon as it is written, or let FastAPI run the generator with `Depends`"
+    if _failed_by_a_statement(transaction):
         return (
             f"do not swallow {transaction.failed_by or 'the error'}: the whole transaction failed with that statement;"
             f" run what may fail inside `{with_} conn.transaction():`"
         )
-    if transaction.how is How.ROLLBACK and transaction.cause == "GeneratorExit":
-        return f"call `{wait}conn.commit()` as soon as it is written, or let FastAPI run the generator with `Depends`"
     if transaction.how is How.ROLLBACK:
-        return (
-            "let the exception go on to the client as a 4xx or 5xx, or commit what is to stay before it; on purpose:"
-            f" `{with_} conn.transaction(force_rollback=True):`"
-        )
+        return _fix_rollback(transaction, wait, with_)
     if transaction.savepoint is not None:
         return (
             "a statement before it had begun the transaction, so `conn.transaction()` was only a savepoint:"
@@ -105,6 +110,30 @@ def _fix_lost(finding: Finding, transaction: Transaction, wait: str, with_: str)
         )
     opening = "async with await psycopg.AsyncConnection.connect(…)" if wait else "with psycopg.connect(…)"
     return f"call `{wait}conn.commit()` before `close()`, or use `{opening} as conn:`, which commits"
+
+
+def _fix_rollback(transaction: Transaction, wait: str, with_: str) -> str:
+    if transaction.cause and transaction.after_response and not transaction.began_after_response:
+        return f"{_commit_before_the_response(wait)}; what fails later then takes nothing with it"
+    if transaction.cause is None:
+        remedy = f"call `{wait}conn.commit()` before that, or answer with a 4xx or 5xx"
+    else:
+        error = "timeout" if transaction.cause == "CancelledError" else "exception"
+        remedy = f"let the {error} go on to the client as a 4xx or 5xx, or commit what is to stay before it"
+    return f"{remedy}; on purpose: `{with_} conn.transaction(force_rollback=True):`"
+
+
+def _commit_before_the_response(wait: str) -> str:
+    return (
+        f"commit before the response: call `{wait}conn.commit()` in the path operation, or declare the dependency with"
+        ' `Depends(…, scope="function")`'
+    )
+
+
+def _failed_by_a_statement(transaction: Transaction) -> bool:
+    if transaction.failed_by == "CancelledError":
+        return False  # a timeout, that no savepoint would have confined
+    return transaction.how is How.COMMIT or transaction.status == "INERROR"
 
 
 def _failed(transaction: Transaction) -> str:

@@ -156,8 +156,8 @@ class TransactionTracking:
                 del self._open[serial]
                 how = _how(operation) or How.UNKNOWN
                 self._ended(serial, facts, transaction, how, before, operation=operation, error=error)
-            elif is_autocommit and before == now and operation.has_written:
-                self._committed_by_itself(serial, facts)
+            elif is_autocommit and error is None and (before == "ACTIVE" or operation.has_written):
+                self._committed_by_itself(serial, facts)  # what a pipeline or a COPY did may have been a write
         elif transaction is not None and before != IDLE:
             self._goes_on(transaction, before, now, operation, error)
         elif (before in (IDLE, "ACTIVE") and now in _OPEN) or (before == IDLE and not is_autocommit):

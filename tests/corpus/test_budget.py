@@ -431,7 +431,7 @@ def worker(dsn, number):
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "connected\n"
         yield
-        time.sleep(0.1)  # to be seen from here, too
+        time.sleep(0.3)  # to be seen from here, too
         process.stdin.close()
 
 
@@ -453,7 +453,7 @@ def test_the_connections_of_workers_fit(dsn):
 async def test_a_worker_and_this_process(dsn):
     with worker(dsn, 2):
         async with await psycopg.AsyncConnection.connect(dsn):
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.3)
 
 
 @at_most(2)
@@ -496,7 +496,7 @@ def test_forked_workers(dsn):
         process.start()
     for _ in processes:
         assert ready.acquire(timeout=30)
-    time.sleep(0.1)
+    time.sleep(0.3)
     go_on.set()
     for process in processes:
         process.join()

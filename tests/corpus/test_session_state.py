@@ -1,6 +1,5 @@
 """What stays in a session when its connection goes back to the pool."""
 
-import psycopg
 import psycopg_pool
 import pytest
 from psycopg import sql
@@ -10,16 +9,8 @@ expect = pytest.mark.expect
 state_left = expect("session-state")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def role(dsn):
-    with psycopg.connect(dsn, autocommit=True) as conn:
-        conn.execute("do $$ begin create role pgleak_tenant; exception when duplicate_object then null; end $$")
-        conn.execute("grant all on all tables in schema public to pgleak_tenant")
-        conn.execute("create schema if not exists tenant_a")
-
-
 @pytest.fixture(scope="session")
-def session_pool(dsn, role):
+def session_pool(dsn):
     with psycopg_pool.ConnectionPool(dsn, min_size=1, max_size=4, open=False) as pool:
         yield pool
 
@@ -48,9 +39,9 @@ LEFT = {
     "custom, name in a mapping": [("select set_config(%(n)s, %(v)s, false)", {"n": "app.user_id", "v": "7"})],
     "custom, set": ["set app.user_id = '7'"],
     "custom, composed": [sql.SQL("set {} = {}").format(sql.Identifier("app", "user_id"), sql.Literal("7"))],
-    "role": ["set role pgleak_tenant"],
-    "role by set_config": ["select set_config('role', 'pgleak_tenant', false)"],
-    "session authorization": ["set session authorization pgleak_tenant"],
+    "role": ["set role pg_monitor"],
+    "role by set_config": ["select set_config('role', 'pg_monitor', false)"],
+    "session authorization": ["set session authorization pg_monitor"],
     "advisory lock": ["select pg_advisory_lock(42)"],
     "advisory lock, two keys": ["select pg_advisory_lock(1, -2)"],
     "advisory lock, shared": ["select pg_advisory_lock_shared(-42)"],
@@ -64,7 +55,7 @@ LEFT = {
     "cursor": ["declare c cursor with hold for select * from item"],
     "in a block": ["do $$ begin perform set_config('app.user_id', '7', false); end $$"],
     "several at once": ["set search_path to tenant_a; select 1"],
-    "twice": ["listen visits", "set role pgleak_tenant", "reset role"],
+    "twice": ["listen visits", "set role pg_monitor", "reset role"],
 }
 
 CLEAN = {
@@ -73,14 +64,14 @@ CLEAN = {
     "local": ["set local search_path to tenant_a", "set local statement_timeout = '1s'"],
     "local config": [("select set_config('app.user_id', %s, true)", ("7",))],
     "local config, unknown": [("select set_config(%s, %s, %s)", ("app.user_id", "7", True))],
-    "local role": ["set local role pgleak_tenant"],
+    "local role": ["set local role pg_monitor"],
     "custom, emptied": ["set app.user_id = '7'", "select 1", "set app.user_id = ''"],
     "custom, reset": ["set app.user_id = '7'", "reset app.user_id"],
     "set to what it was": ["set search_path to '$user', public"],
     "set back": ["set statement_timeout = '30s'", "set statement_timeout = 0"],
     "reset": ["set search_path to tenant_a", "reset search_path"],
-    "role reset": ["set role pgleak_tenant", "select 1", "reset role"],
-    "authorization reset": ["set session authorization pgleak_tenant", "reset session authorization"],
+    "role reset": ["set role pg_monitor", "select 1", "reset role"],
+    "authorization reset": ["set session authorization pg_monitor", "reset session authorization"],
     "xact lock": ["select pg_advisory_xact_lock(42)"],
     "unlocked": ["select pg_advisory_lock(42)", "select pg_advisory_unlock(42)"],
     "unlisten": ["listen visits", "unlisten visits"],

@@ -10,7 +10,9 @@ from pytest_pgleak.activity import Backend
 from pytest_pgleak.events import ConnectionFacts, Event, EventKind, Moment, PoolFacts
 from pytest_pgleak.findings import Finding, PoolState
 from pytest_pgleak.frames import Frame
+from pytest_pgleak.nesting import NestedCheckout
 from pytest_pgleak.owners import Owner
+from pytest_pgleak.transactions import How, Transaction
 from pytest_pgleak.views import ConnectionView, Ending, PoolView
 
 SERVER = ("db.example", "5432")
@@ -129,3 +131,36 @@ def pool_closed(serial=20):
 
 def pool_gone(serial=20):
     return Event(EventKind.POOL_GONE, serial)
+
+
+def transaction(
+    how=How.CLOSE, *, serial=30, connection=10, status="INTRANS", began=None, wrote=True, ended=None, **more
+):
+    """A transaction that has ended; it wrote what it began with, unless `wrote` says something else."""
+    began = began or moment(at=3.0)
+    ended = ended or moment(at=5.0)
+    if wrote is True:
+        wrote = began
+    evidence = backend(backend_xid="739", written=(16389,), query="insert into visits values (now())")
+    facts = {"wrote": wrote or None, "evidence": evidence if wrote else None, "holder": began, **more}
+    return Transaction(serial, connection, connection_facts(), began, ended, how, status, **facts)
+
+
+def lost(*transactions, kind="write-lost", **more):
+    """A finding about ended transactions."""
+    transactions = transactions or (transaction(),)
+    first = transactions[0]
+    facts = {
+        "connection": first.facts,
+        "backend": first.evidence,
+        "transaction_status": first.status,
+        "transactions": transactions,
+        "ended_at": frame(26, "get_conn"),
+        "server_known": True,
+        **more,
+    }
+    return finding(kind, "transaction", Ending.CLOSED, **facts)
+
+
+def nested_checkout(serial=11, first=None, second=None, held=10, pool=20):
+    return NestedCheckout(serial, connection_facts(), pool, held, first or moment(at=2.0), second or moment(at=3.0))

@@ -9,7 +9,6 @@ from builders import CALL, FIXTURE, LIFESPAN, OTHER, backend, code, connection, 
 from pytest_pgleak.activity import NOTHING_KNOWN, Activity
 from pytest_pgleak.find import Question, find
 from pytest_pgleak.findings import PoolState
-from pytest_pgleak.kinds import KINDS
 from pytest_pgleak.owners import Owner
 from pytest_pgleak.requests import Request, RequestInfo
 from pytest_pgleak.views import Ending, View

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
+from dataclasses import replace
 
 import pytest
 from builders import (
@@ -17,13 +18,17 @@ from builders import (
     closed,
     finalized,
     gone,
+    moment,
     opened,
     pool_closed,
+    pool_facts,
     pool_gone,
     pool_opened,
     returned,
+    transaction,
 )
 
+from pytest_pgleak.events import Event, EventKind
 from pytest_pgleak.ledger import Ledger
 from pytest_pgleak.views import Ending
 
@@ -522,3 +527,79 @@ def test_a_closed_connection_that_comes_back_has_lost_no_slot():
     made.forget_owner(OTHER.serial)
     made.record(returned())
     assert made.holders() == ()
+
+
+# -- ended transactions and nested checkouts --------------------------------------------------------------------------
+
+
+def transaction_ended(serial=30, number=10, **more):
+    return Event(EventKind.TRANSACTION_ENDED, number, transaction=transaction(serial=serial, connection=number, **more))
+
+
+def taken_while(held_by, serial=11, pool=20, at=3.0, **more):
+    held = (10, held_by)
+    return Event(EventKind.CHECKED_OUT, serial, moment(at=at, **more), pool=pool, held=held)
+
+
+def test_a_transaction_knows_the_pool_and_the_checkout_it_belongs_to():
+    made = ledger(pool_opened(), opened(pool=20), checked_out(at=7.0), transaction_ended())
+    (ended,) = made.view().transactions
+    assert ended.pool == 20
+    assert ended.holder.at == 7.0
+
+
+def test_a_transaction_of_a_direct_connection_is_held_since_it_was_opened():
+    (ended,) = ledger(opened(at=6.0), transaction_ended()).view().transactions
+    assert ended.pool is None
+    assert ended.holder.at == 6.0
+
+
+def test_ended_transactions_are_shown_until_they_are_judged_or_their_owner_is():
+    made = ledger(opened(), transaction_ended(30), transaction_ended(31))
+    assert [each.serial for each in made.view().transactions] == [30, 31]
+    made.settle_transactions({30})
+    assert [each.serial for each in made.view().transactions] == [31]
+    made.forget_owner(OTHER.serial)
+    assert [each.serial for each in made.view().transactions] == [31]
+    made.forget_owner(CALL.serial)
+    assert made.view().transactions == ()
+
+
+def test_only_so_many_ended_transactions_are_kept():
+    made = ledger(opened(), *(transaction_ended(serial) for serial in range(3000)))
+    assert len(made.view().transactions) == 1000
+
+
+def test_a_nested_checkout_names_both():
+    made = ledger(pool_opened(), opened(10, pool=20), opened(11, pool=20))
+    first = moment(at=2.0)
+    made.record(taken_while(first))
+    (nested,) = made.view().nested
+    assert (nested.serial, nested.held, nested.pool, nested.first) == (11, 10, 20, first)
+
+
+def test_the_same_lines_again_are_no_other_nested_checkout():
+    made = ledger(pool_opened(), opened(10, pool=20), opened(11, pool=20), opened(12, pool=20))
+    for number, at in ((11, 3.0), (12, 4.0), (11, 5.0)):
+        made.record(taken_while(moment(at=2.0), number, at=at))
+    assert len(made.view().nested) == 1
+    made.record(taken_while(moment(at=2.0), 12, where=()))
+    assert len(made.view().nested) == 2
+
+
+def test_a_pool_without_a_limit_has_no_nested_checkouts():
+    unlimited = replace(pool_opened(), opened_pool=pool_facts(max_size=0))
+    made = ledger(unlimited, opened(10, pool=20), opened(11, pool=20), taken_while(moment(at=2.0)))
+    assert made.view().nested == ()
+
+
+def test_nested_checkouts_are_shown_until_they_are_judged_or_their_owner_is():
+    made = ledger(pool_opened(), opened(10, pool=20), opened(11, pool=20), taken_while(moment(at=2.0)))
+    made.settle_nested({99})
+    assert len(made.view().nested) == 1
+    made.settle_nested({11})
+    assert made.view().nested == ()
+    made.record(taken_while(moment(at=2.0)))
+    assert len(made.view().nested) == 1
+    made.forget_owner(CALL.serial)
+    assert made.view().nested == ()

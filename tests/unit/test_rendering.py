@@ -14,8 +14,10 @@ from builders import (
     connection_facts,
     finding,
     frame,
+    lost,
     pool_facts,
     pool_state,
+    transaction,
 )
 
 from pytest_pgleak.findings import PoolState
@@ -369,8 +371,90 @@ def test_paths_are_relative_to_the_root(filename, expected):
     assert place(frame(3, "f", filename), Path("/project")) == f"{expected}:3 in f"
 
 
+def test_a_write_that_was_lost(root, at):
+    expect(
+        root,
+        lost(
+            origin=at(6, "take"),
+            stack=(at(6, "take"), frame(9, "add", str(root / "app" / "api.py"))),
+            opened=at(5, "take"),
+            ended_at=at(4, "take"),
+            request=VISIT,
+            written=("visits",),
+        ),
+        is_="""
+[write-lost] a write was rolled back without a word
+  wrote     app/db.py:6 in take                      in GET /visit/ (add_visit)
+                conn.execute("insert into visits default values")
+  called by app/api.py:9 in add
+  opened    app/db.py:5 in take
+  request   #1 GET /visit/ → 200: the client was told that all is well
+  server    pid 4711, 1 transaction (xid 739) that wrote visits: rolled back
+  last sql  insert into visits values (now())
+  ended     close() at app/db.py:4 in take with the transaction open; nothing had called commit()
+  fix       call `await conn.commit()` before `close()`, or use `async with await \
+psycopg.AsyncConnection.connect(…) as conn:`, which commits
+  allow     @pytest.mark.pgleak(allow=["write-lost"])
+""".replace("\\\n", ""),
+    )
+
+
+def test_a_second_checkout(root, at):
+    expect(
+        root,
+        finding(
+            "nested-checkout",
+            "nested checkout",
+            CLOSED,
+            origin=at(5, "take"),
+            stack=(at(5, "take"),),
+            opened=at(3, "get_conn"),
+            request=VISIT,
+            dependency="take",
+            pool=pool_state(),
+        ),
+        is_="""
+[nested-checkout] second connection taken from a pool while holding one
+  taken     app/db.py:5 in take                      dependency of GET /visit/ (add_visit)
+                conn = pool.getconn()
+  while     another one is held, taken at app/db.py:3 in get_conn
+  request   #1 GET /visit/ → 200
+  pool      'pool-1' (AsyncConnectionPool, max_size 4)
+  risk      when every holder of a connection waits for a second one, nobody goes on: a deadlock under load
+  fix       pass the connection that is held on to what takes the second one, or give it back first
+  allow     @pytest.mark.pgleak(allow=["nested-checkout"])
+""",
+    )
+
+
+@pytest.mark.parametrize(
+    ("request_info", "expected"),
+    [
+        (RequestInfo(2, "WEBSOCKET", "/ws"), "#2 WEBSOCKET /ws → no exception"),
+        (RequestInfo(2, "WEBSOCKET", "/ws", failed=True), "#2 WEBSOCKET /ws → an exception"),
+        (RequestInfo(2, "GET", "/"), "#2 GET / → not answered yet"),
+        (RequestInfo(2, "GET", "/", status=303), "#2 GET / → 303: the client was told that all is well"),
+    ],
+)
+def test_how_the_request_of_a_lost_write_ended(root, request_info, expected):
+    assert f"  request   {expected}\n" in text(root, lost(request=request_info))
+
+
+def test_lost_writes_of_several_requests_are_shown_once(root, at):
+    found = [lost(origin=at(6, "take"), request=RequestInfo(number, "POST", "/", status=200)) for number in (1, 2, 3)]
+    shown = text(root, *found)
+    assert "rolled back without a word (3 times)" in shown
+    assert "#1 POST / → 200, also #2, #3: the client was told that all is well" in shown
+
+
 BLOCK = Owner(5, "block", "test_a.py::test_it")
-SUBJECTS = {"connection-not-returned": "checkout", "pool-not-closed": "pool", "untracked-backend": "backend"}
+SUBJECTS = {
+    "connection-not-returned": "checkout",
+    "pool-not-closed": "pool",
+    "untracked-backend": "backend",
+    "nested-checkout": "nested checkout",
+    **dict.fromkeys(("write-lost", "returned-in-transaction", "commit-after-response"), "transaction"),
+}
 
 
 def everything(kind, at, ending, owner, dependency):
@@ -396,12 +480,15 @@ def everything(kind, at, ending, owner, dependency):
         dependency=dependency,
         pool=None if subject == "backend" else pool_state(),
         transaction_status="INTRANS",
-        backend=row,
+        backend=None if subject == "nested checkout" else row,
         server_known=True,
         after_response=True,
         task=TaskInfo("Task-7", "listen", "/project/app/listen.py", 20),
         thread="AnyIO worker thread",
-        opened=at(3, "db") if kind == "transaction-left-open" else None,
+        opened=at(3, "db") if kind in ("transaction-left-open", "nested-checkout", "write-lost") else None,
+        transactions=(transaction(evidence=row),) if subject == "transaction" else (),
+        ended_at=at(4, "take") if subject == "transaction" else None,
+        written=("visits",) if subject == "transaction" else (),
     )
 
 

@@ -266,11 +266,29 @@ def test_a_class_of_the_users_own_is_not_looked_for_in_psycopg():
     assert "psycopg.AsyncTracedConnection" not in sentences.fix(dropped(connection=facts))
 
 
-def test_every_judged_kind_has_its_own_words():
-    examples = {
-        found.kind: found
-        for found in (dropped(), not_closed(), not_returned(), left_pool(), in_transaction(), untracked())
-    }
-    assert set(examples) == {kind.code for kind in KINDS.values()}
-    assert len({sentences.fix(found) for found in examples.values()}) >= 5
-    assert all(sentences.ended(found) for found in examples.values())
+def nested(**more):
+    return finding("nested-checkout", "nested checkout", CLOSED, connection=connection_facts(), **more)
+
+
+def test_a_nested_checkout_says_what_may_happen():
+    assert sentences.verb(nested()) == "taken"
+    assert sentences.server(nested()) is None
+    assert "deadlock" in sentences.ended(nested())
+    assert sentences.fix(nested()) == (
+        "pass the connection that is held on to what takes the second one, or give it back first"
+    )
+
+
+HERE = (dropped(), not_closed(), not_returned(), left_pool(), in_transaction(), untracked(), nested())
+ELSEWHERE = {
+    *("write-lost", "returned-in-transaction", "commit-after-response"),  # test_transaction_sentences.py
+    "session-state",  # test_session_sentences.py
+    "prepared-transaction",  # test_prepared_sentences.py
+    "too-many-connections",  # test_peaks.py
+}
+
+
+def test_every_kind_has_its_own_words():
+    assert {found.kind for found in HERE} | ELSEWHERE == {kind.code for kind in KINDS.values()}
+    assert len({sentences.fix(found) for found in HERE}) >= 6
+    assert all(sentences.ended(found) for found in HERE)
