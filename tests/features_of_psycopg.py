@@ -33,9 +33,7 @@ class Diary:
 
     def state(self, conn):
         names = [name for name in ("closed", "broken") if getattr(conn, name)]
-        self.see(
-            "state", conn.info.transaction_status.name, conn.pgconn.status, conn.pgconn.pipeline_status, *names
-        )
+        self.see("state", conn.info.transaction_status.name, conn.pgconn.status, conn.pgconn.pipeline_status, *names)
 
     def cursor(self, cur):
         description = [column.name for column in cur.description or ()]
@@ -433,7 +431,9 @@ async def test_pipeline_async(diary):
 
 @pytest.mark.parametrize("autocommit", [False, True])
 @pytest.mark.parametrize("begun", [False, True])
-@pytest.mark.parametrize("end", ["well", "error", "statement", "rollback", "rollback-outer", "forced", "commit", "named"])
+@pytest.mark.parametrize(
+    "end", ["well", "error", "statement", "rollback", "rollback-outer", "forced", "commit", "named"]
+)
 def test_transaction_blocks(diary, conn, autocommit, begun, end):
     conn.autocommit = autocommit
     if begun:

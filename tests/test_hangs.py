@@ -15,7 +15,7 @@ Run = Callable[..., pytest.RunResult]
 CONFTEST = """
     import threading
     import psycopg, psycopg_pool, pytest
-    from pytest_pgleak.live_terminal import LiveTerminal
+    from pytest_pgleak.hangs.live_terminal import LiveTerminal
 
     KEPT = []
     TOLD = threading.Event()
@@ -530,18 +530,18 @@ def test_there_is_no_thread_where_nobody_is_to_be_told(run: Run, args: tuple[str
 
 
 FAILING = """
-    import pytest_pgleak.lock_watch
+    import pytest_pgleak.hangs.lock_watch
     from pytest_pgleak.observer import ObserverError
 
     looks = iter([{error}, {error}])
-    lock_waits = pytest_pgleak.lock_watch.lock_waits
+    lock_waits = pytest_pgleak.hangs.lock_watch.lock_waits
 
     def fail_first(*args):
         if (error := next(looks, None)) is not None:
             raise error
         return lock_waits(*args)
 
-    pytest_pgleak.lock_watch.lock_waits = fail_first
+    pytest_pgleak.hangs.lock_watch.lock_waits = fail_first
 """
 
 

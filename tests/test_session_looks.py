@@ -10,11 +10,11 @@ import psycopg
 import psycopg_pool
 import pytest
 
-from pytest_pgleak import session_queries
-from pytest_pgleak.home_loop import at_home
 from pytest_pgleak.psycopg_internals import in_hand, is_in_a_pool, keeps_connections, while_idle
-from pytest_pgleak.session_queries import look, look_at_defaults, undo
-from pytest_pgleak.session_state import BORN, left_since
+from pytest_pgleak.session_state import queries as session_queries
+from pytest_pgleak.session_state.home_loop import at_home
+from pytest_pgleak.session_state.queries import look, look_at_defaults, undo
+from pytest_pgleak.session_state.state import BORN, left_since
 
 DIRTY = (
     "set app.user_id = '7'",
@@ -366,7 +366,7 @@ def test_a_loop_in_another_thread():
 
 
 def test_a_loop_that_has_no_time(monkeypatch):
-    monkeypatch.setattr("pytest_pgleak.home_loop._PATIENCE", 0.01)
+    monkeypatch.setattr("pytest_pgleak.session_state.home_loop._PATIENCE", 0.01)
     loop, busy = asyncio.new_event_loop(), threading.Event()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()

@@ -13,8 +13,8 @@ from pytest_pgleak.guardians import is_held
 from pytest_pgleak.kinds import TRANSACTION_LEFT_OPEN
 from pytest_pgleak.ledger import Ledger
 from pytest_pgleak.observers import Observers, Watched
-from pytest_pgleak.prepared_watch import PreparedWatch
-from pytest_pgleak.session_tracking import SessionTracking
+from pytest_pgleak.prepared.watch import PreparedWatch
+from pytest_pgleak.session_state.tracking import SessionTracking
 from pytest_pgleak.settling import Findings, settling
 from pytest_pgleak.tasks import EventLoops, describe
 from pytest_pgleak.views import View

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_pgleak.activity import Backend
 from pytest_pgleak.frames import RawStack
-from pytest_pgleak.gids import GidUse
 from pytest_pgleak.owners import Owner
+from pytest_pgleak.prepared.gids import GidUse
 from pytest_pgleak.requests import Request
 
 if TYPE_CHECKING:

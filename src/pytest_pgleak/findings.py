@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pytest_pgleak.activity import Backend
+from pytest_pgleak.budget.peaks import OverLimit
 from pytest_pgleak.events import ConnectionFacts, PoolFacts
 from pytest_pgleak.frames import Frame
 from pytest_pgleak.kinds import KINDS
 from pytest_pgleak.owners import Owner
-from pytest_pgleak.peaks import OverLimit
-from pytest_pgleak.prepared import LeftPrepared
+from pytest_pgleak.prepared.left import LeftPrepared
 from pytest_pgleak.requests import RequestInfo
-from pytest_pgleak.session_state import Leftover
+from pytest_pgleak.session_state.state import Leftover
 from pytest_pgleak.transactions import Transaction
 from pytest_pgleak.views import Ending, TaskInfo
 

@@ -16,7 +16,7 @@ from pytest_pgleak.findings import Finding
 from pytest_pgleak.kinds import TRANSACTION_LEFT_OPEN
 from pytest_pgleak.observers import Observers
 from pytest_pgleak.psycopg_internals import finish
-from pytest_pgleak.session_state import Leftover
+from pytest_pgleak.session_state.state import Leftover
 from pytest_pgleak.views import Ending, View
 
 _PATIENCE: Final = 1.0

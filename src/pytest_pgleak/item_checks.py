@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from pytest_pgleak.budget.rules import find_over_limit
 from pytest_pgleak.checkpoints import Checkpoint
 from pytest_pgleak.find import Question
 from pytest_pgleak.findings import Finding
@@ -18,8 +19,7 @@ from pytest_pgleak.guardians import is_held, pending_finalizers
 from pytest_pgleak.isolation import finishes_prepared, is_installed, rolls_back
 from pytest_pgleak.kinds import COMMIT_AFTER_RESPONSE, TRANSACTION_LEFT_OPEN
 from pytest_pgleak.owners import Owner
-from pytest_pgleak.peak_rules import find_over_limit
-from pytest_pgleak.prepared import LeftPrepared
+from pytest_pgleak.prepared.left import LeftPrepared
 from pytest_pgleak.reporting import LeaksFound, entries_of, plain
 from pytest_pgleak.settings import MarkerSettings
 from pytest_pgleak.settling import settle, settle_async

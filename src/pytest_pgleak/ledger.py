@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from pytest_pgleak.activity import Backend
-from pytest_pgleak.connection_meter import ConnectionMeter, Reading
+from pytest_pgleak.budget.meter import ConnectionMeter, Reading
+from pytest_pgleak.budget.peaks import OpenConnection
 from pytest_pgleak.events import ConnectionFacts, Event, EventKind, Moment, PoolFacts
-from pytest_pgleak.holders import Holder
+from pytest_pgleak.hangs.holders import Holder
 from pytest_pgleak.nesting import NestedCheckout
 from pytest_pgleak.owners import Owner
-from pytest_pgleak.peaks import OpenConnection
-from pytest_pgleak.prepared_book import PreparedBook
+from pytest_pgleak.prepared.book import PreparedBook
 from pytest_pgleak.tasks import held_by_task
 from pytest_pgleak.transactions import How, Transaction
 from pytest_pgleak.views import ConnectionView, Ending, PoolView, View

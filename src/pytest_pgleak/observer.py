@@ -14,8 +14,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pytest_pgleak import lock_queries, prepared_queries
 from pytest_pgleak.activity import Backend
+from pytest_pgleak.hangs import lock_queries
+from pytest_pgleak.prepared import queries as prepared_queries
 
 _COLUMNS: Final = """
     pid, backend_start::text, datname, usename, application_name, client_addr::text, client_port, state,
@@ -221,7 +222,7 @@ class Observer:
         return rows[0] if rows else None
 
     def ask(self, name: str, *parameters: Iterable[object]) -> Rows:
-        """Run one of the statements of `pytest_pgleak.lock_queries`.
+        """Run one of the statements of `pytest_pgleak.hangs.lock_queries`.
 
         Args:
             name: Its name.

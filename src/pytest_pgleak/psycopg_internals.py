@@ -33,8 +33,8 @@ from types import ModuleType
 from typing import Any
 
 from pytest_pgleak.events import ConnectionFacts, PoolFacts
-from pytest_pgleak.gids import GidUse, gids_in
 from pytest_pgleak.patching import Patch, Patches
+from pytest_pgleak.prepared.gids import GidUse, gids_in
 from pytest_pgleak.tracking import Tracker
 from pytest_pgleak.transaction_tracking import Operation
 from pytest_pgleak.transactions import How

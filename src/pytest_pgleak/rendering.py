@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pytest_pgleak import peak_sentences, prepared_sentences, sentences, session_sentences, transaction_sentences
+from pytest_pgleak import sentences, transaction_sentences
+from pytest_pgleak.budget import sentences as peak_sentences
 from pytest_pgleak.findings import Finding
 from pytest_pgleak.frames import Frame
 from pytest_pgleak.kinds import NESTED_CHECKOUT, TRANSACTION_LEFT_OPEN, UNTRACKED_BACKEND
+from pytest_pgleak.prepared import sentences as prepared_sentences
+from pytest_pgleak.session_state import sentences as session_sentences
 from pytest_pgleak.sql import OWN, one_line
 
 _LABEL: Final = 10

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from pytest_pgleak import peak_sentences, prepared_sentences, session_sentences, transaction_sentences
+from pytest_pgleak import transaction_sentences
 from pytest_pgleak.activity import Backend
+from pytest_pgleak.budget import sentences as peak_sentences
 from pytest_pgleak.findings import Finding
 from pytest_pgleak.kinds import (
     CONNECTION_DROPPED,
@@ -17,6 +18,8 @@ from pytest_pgleak.kinds import (
     TRANSACTION_LEFT_OPEN,
     UNTRACKED_BACKEND,
 )
+from pytest_pgleak.prepared import sentences as prepared_sentences
+from pytest_pgleak.session_state import sentences as session_sentences
 from pytest_pgleak.views import Ending
 
 

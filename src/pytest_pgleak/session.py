@@ -12,7 +12,7 @@ import pytest
 from pytest_pgleak.checkpoints import Checkpoint
 from pytest_pgleak.find import Question
 from pytest_pgleak.fixture_owners import FixtureOwners
-from pytest_pgleak.hangs import Hangs
+from pytest_pgleak.hangs.hangs import Hangs
 from pytest_pgleak.item_checks import CHECK, ItemCheck
 from pytest_pgleak.owners import Owner
 from pytest_pgleak.reporting import LeaksFound, entries_of

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any
 from pytest_pgleak.activity import Backend
 from pytest_pgleak.events import ConnectionFacts, Event, EventKind, Moment, PoolFacts
 from pytest_pgleak.frames import capture
-from pytest_pgleak.gids import GidUse
 from pytest_pgleak.nesting import is_same_flow
 from pytest_pgleak.ownership import Ownership
+from pytest_pgleak.prepared.gids import GidUse
 from pytest_pgleak.tasks import current_task
 from pytest_pgleak.transaction_tracking import Operation, TransactionTracking
 from pytest_pgleak.transactions import How
 
 if TYPE_CHECKING:
-    from pytest_pgleak.session_tracking import SessionTracking
-    from pytest_pgleak.slot_notes import SlotNotes
+    from pytest_pgleak.hangs.slot_notes import SlotNotes
+    from pytest_pgleak.session_state.tracking import SessionTracking
 
 _INSIDE = 4
 """Frames between the watched call and `capture`: the wrapper, the guard, the tracker's method, `_moment`."""

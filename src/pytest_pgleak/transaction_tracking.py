@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from pytest_pgleak.activity import Backend
 from pytest_pgleak.events import ConnectionFacts, Event, EventKind, Moment
-from pytest_pgleak.gids import GidUse
+from pytest_pgleak.prepared.gids import GidUse
 from pytest_pgleak.transactions import How, Transaction
 
 IDLE: Final = "IDLE"

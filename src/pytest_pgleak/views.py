@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pytest_pgleak.activity import Backend
 from pytest_pgleak.events import ConnectionFacts, Moment, PoolFacts
 from pytest_pgleak.nesting import NestedCheckout
-from pytest_pgleak.prepared import Prepared
-from pytest_pgleak.session_state import LeftState
+from pytest_pgleak.prepared.left import Prepared
+from pytest_pgleak.session_state.state import LeftState
 from pytest_pgleak.transactions import Transaction
 
 

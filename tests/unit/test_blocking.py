@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from builders import CALL, FIXTURE, OTHER, backend, connection_facts, moment, stack
 
-from pytest_pgleak.blocking import Blocked, Blocker, message
-from pytest_pgleak.holders import Holder, Phase
-from pytest_pgleak.lock_waits import Lock, LockWait, PreparedTransaction
+from pytest_pgleak.hangs.blocking import Blocked, Blocker, message
+from pytest_pgleak.hangs.holders import Holder, Phase
+from pytest_pgleak.hangs.lock_waits import Lock, LockWait, PreparedTransaction
 from pytest_pgleak.views import Ending
 
 ROOT = Path("/project")

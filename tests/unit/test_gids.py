@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_pgleak.gids import GidUse, gids_in, literal
+from pytest_pgleak.prepared.gids import GidUse, gids_in, literal
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from builders import CALL, FIXTURE, LIFESPAN, OTHER, SESSION, connection_facts, moment, pool_facts
 
-from pytest_pgleak.holders import Holder, Phase, Present, whose
+from pytest_pgleak.hangs.holders import Holder, Phase, Present, whose
 from pytest_pgleak.owners import Owner
 from pytest_pgleak.views import Ending
 

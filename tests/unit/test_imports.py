@@ -64,7 +64,7 @@ def core():
     )
     if block is None:
         pytest.skip("docs/architecture.md has no ```pure-core block")
-    return set(block[1].split())
+    return {name.replace("/", ".") for name in block[1].split()}
 
 
 def test_the_pure_core_exists():

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_pgleak.lock_queries import STATEMENTS, lock_waits
-from pytest_pgleak.lock_waits import Lock, PreparedTransaction, conflict, in_the_way
+from pytest_pgleak.hangs.lock_queries import STATEMENTS, lock_waits
+from pytest_pgleak.hangs.lock_waits import Lock, PreparedTransaction, conflict, in_the_way
 
 MODES = (
     "AccessShareLock",

@@ -6,10 +6,10 @@ import pytest
 from builders import CALL, FIXTURE, OTHER, Living, backend, closed, gone, moment, opened, pool_facts, pool_opened, stack
 
 from pytest_pgleak import rendering
-from pytest_pgleak.connection_meter import ConnectionMeter
+from pytest_pgleak.budget.meter import ConnectionMeter
+from pytest_pgleak.budget.peaks import Held, OpenConnection, Peak
+from pytest_pgleak.budget.rules import find_over_limit, held_by
 from pytest_pgleak.ledger import Ledger
-from pytest_pgleak.peak_rules import find_over_limit, held_by
-from pytest_pgleak.peaks import Held, OpenConnection, Peak
 from pytest_pgleak.reporting import reported
 
 ROOT = Path("/project")

@@ -4,11 +4,11 @@ from builders import CALL, FIXTURE, OTHER, SERVER, connection_facts, moment
 
 from pytest_pgleak.events import Event, EventKind
 from pytest_pgleak.find import Question
-from pytest_pgleak.gids import GidUse
 from pytest_pgleak.ledger import Ledger
-from pytest_pgleak.prepared import Prepared, PreparedRow
-from pytest_pgleak.prepared_queries import strongest
-from pytest_pgleak.prepared_rules import find_prepared, strangers_among
+from pytest_pgleak.prepared.gids import GidUse
+from pytest_pgleak.prepared.left import Prepared, PreparedRow
+from pytest_pgleak.prepared.queries import strongest
+from pytest_pgleak.prepared.rules import find_prepared, strangers_among
 
 ASK = Question(CALL, ended=frozenset({CALL.serial}))
 ELSEWHERE = ("other.example", "5432")

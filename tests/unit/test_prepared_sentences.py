@@ -4,9 +4,10 @@ from pathlib import Path
 
 from builders import CALL, SERVER, connection_facts, finding, frame
 
-from pytest_pgleak import prepared_sentences, rendering
+from pytest_pgleak import rendering
 from pytest_pgleak.findings import Finding
-from pytest_pgleak.prepared import LeftPrepared, PreparedRow, Waiter
+from pytest_pgleak.prepared import sentences as prepared_sentences
+from pytest_pgleak.prepared.left import LeftPrepared, PreparedRow, Waiter
 from pytest_pgleak.reporting import reported
 from pytest_pgleak.views import Ending
 

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 
-from pytest_pgleak.sampler import Sampler
+from pytest_pgleak.budget.sampler import Sampler
 
 PATIENCE = 30.0
 """Seconds; a step takes some milliseconds to come."""

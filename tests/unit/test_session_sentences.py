@@ -9,7 +9,7 @@ from pytest_pgleak.activity import NOTHING_KNOWN
 from pytest_pgleak.find import Question, find
 from pytest_pgleak.rendering import failure
 from pytest_pgleak.requests import Request
-from pytest_pgleak.session_state import Leftover, LeftState
+from pytest_pgleak.session_state.state import Leftover, LeftState
 from pytest_pgleak.views import Ending, View
 
 ROOT = Path("/project")

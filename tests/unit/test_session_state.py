@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_pgleak.session_state import (
+from pytest_pgleak.session_state.state import (
     BORN,
     Leftover,
     SessionState,

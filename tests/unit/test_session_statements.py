@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 from builders import FIXTURE, moment
 
-from pytest_pgleak.session_hints import Hint, cause_of
-from pytest_pgleak.session_state import Leftover
-from pytest_pgleak.session_statements import names_in, read
+from pytest_pgleak.session_state.hints import Hint, cause_of
+from pytest_pgleak.session_state.state import Leftover
+from pytest_pgleak.session_state.statements import names_in, read
 
 MAY_LEAVE = [
     "set search_path to tenant",

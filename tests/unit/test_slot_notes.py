@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 from builders import CALL, OTHER, Living, checked_out, gone, opened, pool_opened
 
+from pytest_pgleak.hangs.slot_notes import SlotNotes, chain, has_note, is_full
 from pytest_pgleak.ledger import Ledger
 from pytest_pgleak.observers import Observers
-from pytest_pgleak.slot_notes import SlotNotes, chain, has_note, is_full
 
 POOL = SimpleNamespace(name="app", max_size=2)
 FULL = 'connection failed: FATAL:  too many connections for role "app"'

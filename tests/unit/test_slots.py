@@ -4,8 +4,8 @@ from pathlib import Path
 
 from builders import frame
 
+from pytest_pgleak.hangs.slots import Client, Crowd, Limits, PoolFigures, Slot, crowd_note, pool_note
 from pytest_pgleak.requests import RequestInfo
-from pytest_pgleak.slots import Client, Crowd, Limits, PoolFigures, Slot, crowd_note, pool_note
 from pytest_pgleak.views import Ending
 
 ROOT = Path("/project")

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from pytest_pgleak.watchdog import Watchdog
+from pytest_pgleak.hangs.watchdog import Watchdog
 
 PATIENCE = 0.05
 LONG = 30.0
@@ -91,7 +91,7 @@ def test_there_is_no_thread_before_the_first_phase_and_none_after_the_end(make):
 
 FORKS = """
 import os, threading
-from pytest_pgleak.watchdog import Watchdog
+from pytest_pgleak.hangs.watchdog import Watchdog
 
 watchdog = Watchdog(30.0, print, print)
 watchdog.enter("a::b", "setup")

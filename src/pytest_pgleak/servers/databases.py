@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from pytest_pgleak.gids import literal
+from pytest_pgleak.prepared.gids import literal
 from pytest_pgleak.servers import conninfo, libpq
 from pytest_pgleak.servers.conninfo import redacted
 from pytest_pgleak.servers.values import ServerError

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pytest_pgleak.events import Moment
-from pytest_pgleak.session_state import Leftover, What
+from pytest_pgleak.session_state.state import Leftover, What
 
 _TEMPORARY: Final = re.compile(r"\b(?:temp|temporary|pg_temp\w*)\b")
 _STATEMENTS: Final[dict[What, re.Pattern[str]]] = {

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable
 from typing import Final
 
-from pytest_pgleak.holders import Phase, When
+from pytest_pgleak.hangs.holders import Phase, When
 
 _NAME: Final = "pgleak-watchdog"
 _SHORTEST_PAUSE: Final = 0.05

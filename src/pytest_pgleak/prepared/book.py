@@ -7,7 +7,7 @@ from typing import Final
 
 from pytest_pgleak.events import Event
 from pytest_pgleak.owners import Owner
-from pytest_pgleak.prepared import Prepared, Server
+from pytest_pgleak.prepared.left import Prepared, Server
 
 _MOST: Final = 1000
 """Kept for owners that have not ended: the server itself allows ``max_prepared_transactions``."""

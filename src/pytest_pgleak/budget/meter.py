@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from pytest_pgleak.budget.peaks import OpenConnection
 from pytest_pgleak.events import Event, EventKind, Moment, PoolFacts
 from pytest_pgleak.owners import Owner
-from pytest_pgleak.peaks import OpenConnection
 
 Pools = dict[int, tuple[PoolFacts, Moment]]
 

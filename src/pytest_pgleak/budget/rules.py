@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from pytest_pgleak.budget.peaks import Held, OpenConnection, OverLimit, Peak
 from pytest_pgleak.events import Moment, PoolFacts
 from pytest_pgleak.find import finding_at
 from pytest_pgleak.findings import Finding
 from pytest_pgleak.frames import origin
 from pytest_pgleak.kinds import TOO_MANY_CONNECTIONS
 from pytest_pgleak.owners import Owner
-from pytest_pgleak.peaks import Held, OpenConnection, OverLimit, Peak
 from pytest_pgleak.views import Ending
 
 

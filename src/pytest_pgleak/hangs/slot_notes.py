@@ -12,15 +12,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from pytest_pgleak import lock_queries
 from pytest_pgleak.activity import Backend
 from pytest_pgleak.frames import origin
-from pytest_pgleak.holders import Holder, whose
+from pytest_pgleak.hangs import lock_queries
+from pytest_pgleak.hangs.holders import Holder, whose
+from pytest_pgleak.hangs.slots import PREFIX, Crowd, PoolFigures, Slot, crowd_note, pool_note
 from pytest_pgleak.ledger import Ledger
 from pytest_pgleak.observer import Observer, ObserverError
 from pytest_pgleak.observers import Observers, Server
 from pytest_pgleak.requests import RequestInfo
-from pytest_pgleak.slots import PREFIX, Crowd, PoolFigures, Slot, crowd_note, pool_note
 from pytest_pgleak.views import Ending
 
 _POOL_ERRORS: Final = frozenset(("PoolTimeout", "TooManyRequests"))

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from pytest_pgleak.lock_waits import Lock, LockWait, PreparedTransaction
-from pytest_pgleak.slots import Client, Limits
+from pytest_pgleak.hangs.lock_waits import Lock, LockWait, PreparedTransaction
+from pytest_pgleak.hangs.slots import Client, Limits
 
 if TYPE_CHECKING:
     from pytest_pgleak.observer import Observer

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pytest_pgleak.find import Question, finding_at
 from pytest_pgleak.findings import Finding
 from pytest_pgleak.kinds import PREPARED_TRANSACTION
-from pytest_pgleak.prepared import LeftPrepared, Prepared, PreparedRow, Server
+from pytest_pgleak.prepared.left import LeftPrepared, Prepared, PreparedRow, Server
 from pytest_pgleak.views import Ending
 
 Rows = Mapping[Server, tuple[PreparedRow, ...]]

@@ -9,8 +9,8 @@ from typing import Final
 from pytest_pgleak.activity import Backend
 from pytest_pgleak.events import Moment
 from pytest_pgleak.frames import origin
-from pytest_pgleak.holders import Holder, Phase, whose
-from pytest_pgleak.lock_waits import Lock, LockWait, PreparedTransaction
+from pytest_pgleak.hangs.holders import Holder, Phase, whose
+from pytest_pgleak.hangs.lock_waits import Lock, LockWait, PreparedTransaction
 from pytest_pgleak.rendering import place
 from pytest_pgleak.sql import one_line
 

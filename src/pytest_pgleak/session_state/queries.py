@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable
 from typing import Any, Final
 
-from pytest_pgleak.session_state import Leftover, SessionState, Setting, What
+from pytest_pgleak.session_state.state import Leftover, SessionState, Setting, What
 from pytest_pgleak.sql import OWN
 
 _PATIENCE: Final = 2.0

@@ -14,12 +14,12 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 from pytest_pgleak.events import ConnectionFacts, Moment
-from pytest_pgleak.home_loop import at_home, running_loop
-from pytest_pgleak.pooled_session import PooledSession
-from pytest_pgleak.session_hints import Hint
-from pytest_pgleak.session_queries import look, undo
-from pytest_pgleak.session_state import BORN, Leftover, LeftState, SessionState
-from pytest_pgleak.session_statements import names_in, read
+from pytest_pgleak.session_state.hints import Hint
+from pytest_pgleak.session_state.home_loop import at_home, running_loop
+from pytest_pgleak.session_state.pooled_session import PooledSession
+from pytest_pgleak.session_state.queries import look, undo
+from pytest_pgleak.session_state.state import BORN, Leftover, LeftState, SessionState
+from pytest_pgleak.session_state.statements import names_in, read
 
 _MOST_NAMES: Final = 200
 _MOST_GONE: Final = 200

@@ -7,10 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from pytest_pgleak.blocking import Blocked, Blocker, message
-from pytest_pgleak.holders import Holder, Phase, Present
-from pytest_pgleak.lock_queries import BlockerFacts, blocker_facts, lock_waits, prepared_transactions, relation_name
-from pytest_pgleak.lock_waits import LockWait, in_the_way
+from pytest_pgleak.hangs.blocking import Blocked, Blocker, message
+from pytest_pgleak.hangs.holders import Holder, Phase, Present
+from pytest_pgleak.hangs.lock_queries import (
+    BlockerFacts,
+    blocker_facts,
+    lock_waits,
+    prepared_transactions,
+    relation_name,
+)
+from pytest_pgleak.hangs.lock_waits import LockWait, in_the_way
 from pytest_pgleak.observer import Observer, ObserverError
 from pytest_pgleak.observers import Server
 from pytest_pgleak.views import Ending

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from pytest_pgleak.holders import Phase, When
-from pytest_pgleak.slot_notes import chain, has_note
-from pytest_pgleak.watchdog import Watchdog
+from pytest_pgleak.hangs.holders import Phase, When
+from pytest_pgleak.hangs.slot_notes import chain, has_note
+from pytest_pgleak.hangs.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from pytest_pgleak.fixture_owners import FixtureOwners
-    from pytest_pgleak.live_terminal import LiveTerminal
+    from pytest_pgleak.hangs.live_terminal import LiveTerminal
     from pytest_pgleak.state import State
 
 WAITED: Final = "pgleak: waited on a lock"
@@ -40,8 +40,8 @@ class Hangs:
         """A checked test begins: from the first one on, no test waits for a lock unnoticed."""
         if self._watchdog is not None or not self._state.settings.blocked_after:
             return
-        from pytest_pgleak.live_terminal import LiveTerminal
-        from pytest_pgleak.lock_watch import LockWatch
+        from pytest_pgleak.hangs.live_terminal import LiveTerminal
+        from pytest_pgleak.hangs.lock_watch import LockWatch
 
         self._terminal = LiveTerminal(self._state.config)
         watch = LockWatch(self._state, self._living, self._tell)

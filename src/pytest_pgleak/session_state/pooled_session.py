@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from pytest_pgleak.events import ConnectionFacts, Moment
-from pytest_pgleak.session_hints import Hint, cause_of, mentions
-from pytest_pgleak.session_queries import look, look_at_defaults
-from pytest_pgleak.session_state import (
+from pytest_pgleak.session_state.hints import Hint, cause_of, mentions
+from pytest_pgleak.session_state.queries import look, look_at_defaults
+from pytest_pgleak.session_state.state import (
     Leftover,
     LeftState,
     SessionState,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
-from pytest_pgleak.gids import literal
-from pytest_pgleak.prepared import PreparedRow, Waiter
+from pytest_pgleak.prepared.gids import literal
+from pytest_pgleak.prepared.left import PreparedRow, Waiter
 
 if TYPE_CHECKING:
     from pytest_pgleak.observer import Observer

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Final
 
 from pytest_pgleak.activity import Backend
+from pytest_pgleak.budget.peaks import Held, OverLimit
 from pytest_pgleak.findings import Finding
 from pytest_pgleak.frames import Frame
-from pytest_pgleak.peaks import Held, OverLimit
 
 _MOST_LINES: Final = 6
 

@@ -11,9 +11,9 @@ from pytest_pgleak.findings import Finding
 from pytest_pgleak.ledger import Ledger
 from pytest_pgleak.observer import Observer, ObserverError
 from pytest_pgleak.observers import Observers
-from pytest_pgleak.prepared import PreparedRow, Server
-from pytest_pgleak.prepared_queries import blocked_by, prepared_rows, roll_back
-from pytest_pgleak.prepared_rules import find_prepared, strangers_among
+from pytest_pgleak.prepared.left import PreparedRow, Server
+from pytest_pgleak.prepared.queries import blocked_by, prepared_rows, roll_back
+from pytest_pgleak.prepared.rules import find_prepared, strangers_among
 from pytest_pgleak.views import View
 
 

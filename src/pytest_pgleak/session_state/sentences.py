@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from pytest_pgleak.findings import Finding
-from pytest_pgleak.session_state import Leftover, What
+from pytest_pgleak.session_state.state import Leftover, What
 
 _MOST: Final = 4
 """Things that are named; the others are counted."""

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from pytest_pgleak.activity import Backend
-from pytest_pgleak.connection_meter import ConnectionMeter
+from pytest_pgleak.budget.meter import ConnectionMeter
+from pytest_pgleak.budget.peaks import OpenConnection, Peak
+from pytest_pgleak.budget.sampler import Sampler
 from pytest_pgleak.ledger import Ledger
 from pytest_pgleak.observers import OBSERVER_NAME, Observers, Watched
 from pytest_pgleak.owners import Owner
-from pytest_pgleak.peaks import OpenConnection, Peak
-from pytest_pgleak.sampler import Sampler
 
 _MOST_CANDIDATES: Final = 200
 

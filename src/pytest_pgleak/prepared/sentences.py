@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from pytest_pgleak.findings import Finding
-from pytest_pgleak.gids import literal
-from pytest_pgleak.prepared import LeftPrepared
+from pytest_pgleak.prepared.gids import literal
+from pytest_pgleak.prepared.left import LeftPrepared
 from pytest_pgleak.sql import one_line
 
 _MOST_TABLES: Final = 5

@@ -1,0 +1,1 @@
+"""Prepared transactions: what was left in ``pg_prepared_xacts``."""
