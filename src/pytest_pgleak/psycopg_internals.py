@@ -16,8 +16,8 @@ why it is needed all the same:
 - ``Connection._pipeline``: what a connection was asked for in pipeline mode and has not sent yet.
 - ``Connection._pool``: set while a connection is checked out, None while it idles in its pool, absent otherwise;
   psycopg's own ``close`` and ``__del__`` read it.
-- A pool's ``_pool``, ``_lock``, ``_waiting`` and ``_add_to_pool``: an idle connection is taken out and put back where it
-  was, so that nobody else has it while we look into its session.
+- A pool's ``_pool``, ``_lock``, ``_waiting`` and ``_add_to_pool``: an idle connection is taken out and put back where
+  it was, so that nobody else has it while we look into its session.
 - ``Connection._notify_handlers``: whether notifications wait for handlers or for ``notifies()``.
 - ``Connection._tpc``: the identifier of its two-phase transaction, and whether it is prepared. Where it is missing,
   only statements tell of prepared transactions.

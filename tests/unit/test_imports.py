@@ -49,8 +49,8 @@ def imported(tree):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute here"
-            if node.module == "pytest_pgleak":
-                yield from (f"pytest_pgleak.{alias.name}" for alias in node.names)
+            if (PACKAGE.parent / (node.module or "").replace(".", "/")).is_dir():  # modules of one of our packages
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
             else:
                 yield node.module or ""
 
