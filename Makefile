@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 PYTEST_ARGS ?= -n auto
 
-.PHONY: help test demo lint types docs docs-check check clean
+.PHONY: help test fuzz demo lint types docs docs-check check clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,6 +22,11 @@ $(READY): pyproject.toml
 
 test: $(READY)  ## run the whole suite (PYTEST_ARGS="-k pool" for a part of it)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+FUZZ ?= 2000
+
+fuzz: $(READY)  ## many more random sequences than in the suite (FUZZ=2000 examples in each world)
+	PGLEAK_FUZZ=$(FUZZ) $(BIN)/python -m pytest -n 2 tests/test_stateful.py
 
 demo: $(READY)  ## run the demo: first the correct applications, then the leaky ones with their failures
 	$(BIN)/python -m demo_app.run_demo

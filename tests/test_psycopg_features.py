@@ -19,15 +19,16 @@ PATIENCE = 240.0
 def seen(pytester: pytest.Pytester, server_dsn: str, monkeypatch: pytest.MonkeyPatch):
     """Run all operations in a process and a database of their own; return what was seen, by test."""
     name = f"pgleak_features_{os.getpid()}"
+    dsn = psycopg.conninfo.make_conninfo(server_dsn, dbname=name, options="-c lock_timeout=10s")
 
     def run(*arguments: str) -> dict[str, list[str]]:
         shutil.copy(FEATURES, pytester.path / "test_features.py")
         result_file = pytester.path / "result.json"
         result_file.unlink(missing_ok=True)
+        drop(dsn)
         with psycopg.connect(server_dsn, autocommit=True) as conn:
-            conn.execute(f"drop database if exists {name} with (force)")
             conn.execute(f"create database {name}")
-        monkeypatch.setenv("FEATURES_DSN", psycopg.conninfo.make_conninfo(server_dsn, dbname=name))
+        monkeypatch.setenv("FEATURES_DSN", dsn)
         monkeypatch.setenv("FEATURES_RESULT", str(result_file))
         common = ("-p", "no:cacheprovider", "-p", "no:asyncio", "-p", "no:randomly")
         result = pytester.runpytest_subprocess(*common, *arguments, timeout=PATIENCE)
@@ -36,9 +37,15 @@ def seen(pytester: pytest.Pytester, server_dsn: str, monkeypatch: pytest.MonkeyP
         seen: dict[str, list[str]] = json.loads(result_file.read_text(encoding="utf-8"))
         return seen
 
+    def drop(dsn: str) -> None:
+        with psycopg.connect(server_dsn, autocommit=True) as conn:
+            for (gid,) in conn.execute("select gid from pg_prepared_xacts where database = %s", [name]).fetchall():
+                with psycopg.connect(dsn, autocommit=True) as own:
+                    own.tpc_rollback(gid)
+            conn.execute(f"drop database if exists {name} with (force)")
+
     yield run
-    with psycopg.connect(server_dsn, autocommit=True) as conn:
-        conn.execute(f"drop database if exists {name} with (force)")
+    drop(dsn)
 
 
 def test_nothing_changes(seen, server_dsn: str) -> None:

@@ -83,5 +83,7 @@ def pgleak(request: pytest.FixtureRequest) -> LeakTracker:
     state = get_state(request.config)
     item = request.node
     return LeakTracker(
-        state, lambda: check.owner if (check := item.stash.get(CHECK, None)) else None, state.settings.grace
+        state,
+        lambda: check.owner if (check := item.stash.get(CHECK, None)) else None,
+        item.stash[CHECK].grace if CHECK in item.stash else state.settings.grace,
     )

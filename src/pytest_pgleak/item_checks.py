@@ -50,7 +50,7 @@ class ItemCheck:
         self._fixtures = fixtures
         self._item = item
         self._marker = marker
-        self._grace = state.settings.grace if marker.grace is None else marker.grace
+        self.grace = state.settings.grace if marker.grace is None else marker.grace
         self._in_transaction_before: frozenset[int] = frozenset()
         self._deferred: frozenset[int] = frozenset()
         self._judged_in_loop = False
@@ -113,7 +113,7 @@ class ItemCheck:
             failed=self._failed,
             late_commits=self._finds_late_commits,
         )
-        checkpoint = Checkpoint(question, self._grace, keep=self._belongs_to_teardown)
+        checkpoint = Checkpoint(question, self.grace, keep=self._belongs_to_teardown)
         findings = settle(state.judge.settling(checkpoint))
         self._teardown_verdicts += self._tell(findings, checkpoint.view)[0]
         return self._teardown_verdicts
@@ -128,7 +128,7 @@ class ItemCheck:
         if not in_call and not self._fixtures.is_watched(lifespan):
             return
         ended = frozenset({lifespan.serial})
-        checkpoint = Checkpoint(Question(lifespan, ended, ended), self._grace)
+        checkpoint = Checkpoint(Question(lifespan, ended, ended), self.grace)
         findings = await settle_async(self._state.judge.settling(checkpoint))
         verdicts, later = self._tell(findings, checkpoint.view)
         if in_call:
@@ -209,7 +209,7 @@ class ItemCheck:
             failed=self._failed,
             late_commits=self._finds_late_commits,
         )
-        return Checkpoint(question, self._grace, new_backends=True, keep=self._belongs_to_call)
+        return Checkpoint(question, self.grace, new_backends=True, keep=self._belongs_to_call)
 
     def _over_limit(self) -> tuple[Finding, ...]:
         peak = self._state.budget.end()

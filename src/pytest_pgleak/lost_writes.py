@@ -67,7 +67,9 @@ def _is_lost(transaction: Transaction, view: View, test_failed: bool) -> bool:
     if transaction.how is How.COLLECTED:
         return _is_found_nowhere_else(transaction, view) and not _was_told_of_failure(transaction, test_failed)
     if transaction.how in _NOBODY_ASKED:
-        return not _was_told_of_failure(transaction, test_failed)
+        gave_up = transaction.cause not in (None, "GeneratorExit") or transaction.status == "INERROR"
+        made_good = gave_up and _made_good(transaction, request, view)
+        return not _was_told_of_failure(transaction, test_failed) and not made_good
     if transaction.how is How.COMMIT and transaction.error is None:  # answered ROLLBACK
         return not _was_told_of_failure(transaction, test_failed) and not _made_good(transaction, request, view)
     if transaction.how is How.COMMIT:

@@ -29,6 +29,7 @@ _BY_KEYWORD: Final = {
     "abort": How.ROLLBACK,
     "prepare": How.PREPARED,
 }
+_BY_ANSWER: Final = {"COMMIT": How.COMMIT, "ROLLBACK": How.ROLLBACK, "PREPARE TRANSACTION": How.PREPARED}
 _CHANGES: Final = re.compile(r"(INSERT 0|UPDATE|DELETE|MERGE|COPY) [1-9]")
 
 
@@ -57,10 +58,10 @@ class Operation:
     cursor: weakref.ref[Any] | None = field(default=None, repr=False)
 
     @property
-    def has_written(self) -> bool:
-        """Whether the server has answered that it changed something."""
+    def answer(self) -> str:
+        """The server's answer to a statement that was executed, as ``INSERT 0 1``; empty where there is none."""
         cursor = self.cursor() if self.cursor is not None else None
-        return cursor is not None and _CHANGES.match(cursor.statusmessage or "") is not None
+        return str(cursor.statusmessage or "") if cursor is not None else ""
 
 
 @dataclass(slots=True)
@@ -154,9 +155,9 @@ class TransactionTracking:
         if now in (IDLE, "UNKNOWN"):
             if transaction is not None:
                 del self._open[serial]
-                how = _how(operation) or How.UNKNOWN
+                how = _how(operation) or _BY_ANSWER.get(operation.answer, How.UNKNOWN)
                 self._ended(serial, facts, transaction, how, before, operation=operation, error=error)
-            elif is_autocommit and error is None and (before == "ACTIVE" or operation.has_written):
+            elif is_autocommit and error is None and (before == "ACTIVE" or _CHANGES.match(operation.answer)):
                 self._committed_by_itself(serial, facts)  # what a pipeline or a COPY did may have been a write
         elif transaction is not None and before != IDLE:
             self._goes_on(transaction, before, now, operation, error)

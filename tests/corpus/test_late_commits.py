@@ -346,7 +346,7 @@ def test_commit_of_a_base_http_middleware(dsn):
 
 
 # The commit comes too late, and fails: that is a lost write, and not this as well.
-@expect("connection-dropped", "write-lost")
+@expect("write-lost")
 async def test_it_fails(dsn):
     import httpx
 

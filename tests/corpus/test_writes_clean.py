@@ -824,8 +824,39 @@ async def test_a_retry_on_another_connection_succeeds(db):
     assert TestClient(app).post("/").status_code == 200
 
 
-@pytest.mark.parametrize("commit", ["autocommit", "method"])
-def test_an_outbox_remembers_what_was_rolled_back(db, commit):
+@pytest.mark.parametrize("swallowed", ["further out", "here"])
+def test_a_retry_closes_what_it_gives_up(db, swallowed):
+    app = FastAPI()
+
+    def attempted(number):
+        conn = psycopg.connect(db)
+        try:
+            conn.execute(INSERT)
+            if number < 2:
+                try:
+                    conn.execute("insert into stock values (1, 1)")
+                except psycopg.errors.UniqueViolation:
+                    if swallowed == "here":
+                        return False
+                    raise
+            conn.commit()
+            return True
+        finally:
+            conn.close()
+
+    @app.post("/")
+    def write():
+        for number in range(3):
+            try:
+                if attempted(number):
+                    return
+            except psycopg.errors.UniqueViolation:
+                continue
+
+    assert TestClient(app).post("/").status_code == 200
+
+
+def test_an_outbox_remembers_what_was_rolled_back(db):
     """A second connection that commits later: whatever was to be told has been told."""
     app = FastAPI()
 

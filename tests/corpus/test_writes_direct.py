@@ -515,6 +515,43 @@ def test_commit_that_fails_and_says_so(db):
     conn.close()
 
 
+def test_commit_that_fails_at_the_end_of_a_block(db):
+    """psycopg does not close the connection then: whoever writes `with` cannot know."""
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        with psycopg.connect(db) as conn:
+            conn.execute("insert into booking values (1, 'a'), (1, 'b')")
+
+
+async def test_commit_that_fails_at_the_end_of_an_async_block(db):
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        async with await psycopg.AsyncConnection.connect(db) as conn:
+            await conn.execute("insert into booking values (1, 'a'), (1, 'b')")
+
+
+@expect("connection-dropped")
+def test_commit_that_fails_without_a_block(db):
+    def write():
+        conn = psycopg.connect(db)
+        conn.execute("insert into booking values (1, 'a'), (1, 'b')")
+        conn.commit()
+        conn.close()
+
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        write()
+
+
+@expect("connection-not-returned")
+def test_commit_that_fails_in_a_block_on_a_checkout(pool):
+    """Neither does it give it back."""
+
+    def write():
+        with pool.getconn() as conn:
+            conn.execute("insert into booking values (1, 'a'), (1, 'b')")
+
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        write()
+
+
 # -- code after `yield` that never ran --------------------------------------------------------------------------------
 
 

@@ -120,7 +120,13 @@ def other(during=OK, at=9.0, how=How.COMMIT, **more):
     return transaction(how, serial=31, began=here, ended=here, **more)
 
 
-MAY_BE_MADE_GOOD = [ROLLED_BACK, ANSWERED_ROLLBACK, REFUSED]
+MAY_BE_MADE_GOOD = [
+    ROLLED_BACK,
+    ANSWERED_ROLLBACK,
+    REFUSED,
+    CLOSED | {"cause": "LookupError"},
+    CLOSED | {"status": "INERROR"},
+]
 
 
 @pytest.mark.parametrize("facts", MAY_BE_MADE_GOOD)
@@ -142,7 +148,12 @@ def test_what_is_made_good(facts, later, expected):
     assert judge(during=OK, others=(later,), **facts) == expected
 
 
-@pytest.mark.parametrize("facts", [CLOSED, GIVEN_BACK])
+@pytest.mark.parametrize("facts", [{"cause": "LookupError"}, {"status": "INERROR"}])
+def test_an_attempt_that_was_given_back_is_made_good_and_still_careless(facts):
+    assert judge(during=OK, others=(other(),), **GIVEN_BACK, **facts) == RETURNED
+
+
+@pytest.mark.parametrize("facts", [CLOSED, GIVEN_BACK, CLOSED | {"cause": "GeneratorExit"}])
 def test_what_nobody_asked_for_is_not_made_good(facts):
     """A transaction that was forgotten is not the first attempt of another one."""
     assert judge(during=OK, others=(other(),), **facts) == LOST

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 
 import pytest
 from builders import CALL, backend, connection_facts, moment
@@ -294,6 +295,71 @@ def test_the_exception_around_a_rollback_is_its_cause(follower):
         follower.do(ROLLBACK, "IDLE")
     (transaction,) = follower.ended
     assert transaction.cause == "LookupError"
+
+
+class Cursor:
+    """Knows the server's answer, as psycopg's cursors do."""
+
+    def __init__(self, statusmessage):
+        self.statusmessage = statusmessage
+
+    def operation(self, statement):
+        return Operation(statement=statement, cursor=weakref.ref(self))
+
+
+@pytest.mark.parametrize(
+    ("answer", "how"),
+    [("COMMIT", How.COMMIT), ("ROLLBACK", How.ROLLBACK), ("PREPARE TRANSACTION", How.PREPARED), ("CALL", How.UNKNOWN)],
+)
+def test_the_server_says_what_ended_it_where_the_text_does_not(follower, answer, how):
+    follower.do(INSERT, "INTRANS", row=WROTE)
+    follower.do(SELECT, "INTRANS")
+    cursor = Cursor(answer)
+    follower.do(cursor.operation("/* who knows */"), "IDLE")
+    assert [transaction.how for transaction in follower.ended] == [how]
+
+
+@pytest.mark.parametrize(
+    ("answer", "counts"),
+    [
+        ("INSERT 0 1", True),
+        ("UPDATE 12", True),
+        ("DELETE 1", True),
+        ("MERGE 3", True),
+        ("COPY 5", True),
+        ("INSERT 0 0", False),
+        ("UPDATE 0", False),
+        ("SELECT 7", False),
+        ("CREATE TABLE", False),
+        (None, False),
+    ],
+)
+def test_what_commits_by_itself_may_make_good_for_a_rollback(answer, counts):
+    follower, cursor = Follower(Request(1, "POST", "/")), Cursor(answer)
+    follower.do(cursor.operation("insert"), "IDLE", autocommit=True)
+    assert follower.ended == []  # there was nothing to make good for
+    follower.do(INSERT, "INTRANS", row=WROTE)
+    follower.do(ROLLBACK, "IDLE")
+    follower.do(cursor.operation("insert"), "IDLE", autocommit=True)
+    assert [transaction.how for transaction in follower.ended] == [How.ROLLBACK, *([How.COMMIT] if counts else [])]
+    assert all(transaction.wrote for transaction in follower.ended)
+
+
+def test_a_copy_that_commits_by_itself_may_have_been_a_write():
+    follower = Follower(Request(1, "POST", "/"))
+    follower.do(INSERT, "INTRANS", row=WROTE)
+    follower.do(ROLLBACK, "IDLE")
+    follower.do(Operation(statement="copy"), "ACTIVE", autocommit=True)
+    follower.do(Operation(), "IDLE", autocommit=True)
+    assert [transaction.committed for transaction in follower.ended] == [False, True]
+
+
+def test_outside_of_a_request_it_is_not_even_looked_at(follower):
+    cursor = Cursor("INSERT 0 1")
+    follower.do(INSERT, "INTRANS", row=WROTE)
+    follower.do(ROLLBACK, "IDLE")
+    follower.do(cursor.operation("insert"), "IDLE", autocommit=True)
+    assert [transaction.how for transaction in follower.ended] == [How.ROLLBACK]
 
 
 def test_an_exception_that_somebody_is_handling_all_the_time_is_not(follower):

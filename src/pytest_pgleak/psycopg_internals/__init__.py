@@ -13,6 +13,8 @@ why it is needed all the same:
   that is full refuses.
 - The names of the generators that ``Connection.wait`` is given (``_commit_gen``, ``_rollback_gen``, ``_exit_gen``), and
   of their arguments: what a connection is asked for. By an unknown name it is a statement.
+- ``Connection.__exit__`` on the stack below a COMMIT that fails: psycopg then leaves the connection open, and nobody
+  who wrote ``with`` can close it.
 - ``Connection._pipeline``: what a connection was asked for in pipeline mode and has not sent yet.
 - ``Connection._pool``: set while a connection is checked out, None while it idles in its pool, absent otherwise;
   psycopg's own ``close`` and ``__del__`` read it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import weakref
 from collections.abc import Callable
 from types import ModuleType
@@ -16,6 +17,9 @@ from pytest_pgleak.tracking import Tracker
 from pytest_pgleak.transactions import How
 
 Method = Callable[..., Any]
+
+_WITHIN = 6
+"""Frames between ``wait`` and the ``__exit__`` that commits, those of subclasses included."""
 
 
 def connection_patches(psycopg: ModuleType, tracker: Tracker) -> Patches:
@@ -113,6 +117,8 @@ def _wrap_wait(tracker: Tracker, original: Method) -> Method:
             result = original(self, gen, *args, **kwargs)
         except BaseException as error:
             tracker.operation_ended(self, (before, status_of(self)), operation, error)
+            if operation.how is How.COMMIT and _is_given_up(self):
+                tracker.connection_closed(self)
             raise
         tracker.operation_ended(self, (before, status_of(self)), operation, None)
         return result
@@ -135,11 +141,26 @@ def _wrap_async_wait(tracker: Tracker, original: Method) -> Method:
             result = await original(self, gen, *args, **kwargs)
         except BaseException as error:
             tracker.operation_ended(self, (before, status_of(self)), operation, error)
+            if operation.how is How.COMMIT and _is_given_up(self):
+                tracker.connection_closed(self)
             raise
         tracker.operation_ended(self, (before, status_of(self)), operation, None)
         return result
 
     return wait
+
+
+def _is_given_up(connection: Any) -> bool:
+    """Tell whether psycopg is about to forget a connection: ``with`` does not close it where its own COMMIT fails."""
+    frame = sys._getframe(1)  # noqa: SLF001 - the documented CPython way
+    for _ in range(_WITHIN):
+        if frame.f_back is None:
+            return False
+        frame = frame.f_back
+        is_exit = frame.f_code.co_name in ("__exit__", "__aexit__") and frame.f_globals.get("__package__") == "psycopg"
+        if is_exit and frame.f_locals.get("self") is connection:
+            return not hasattr(connection, "_pool")
+    return False
 
 
 def _is_pools_business(connection: Any) -> bool:
