@@ -25,9 +25,7 @@ def test_findings_are_what_the_model_expects(world: str, pytester: pytest.Pytest
     for source in STATEFUL.glob("*.py"):
         shutil.copy(source, pytester.path / source.name)
     # What is left there is left for good: to wait for it longer would only take longer.
-    pytester.makeini(
-        "[pytest]\npgleak_grace = 0.01\npgleak_levels =\n    returned-in-transaction = fail\n    nested-checkout = fail\n"
-    )
+    pytester.makeini(INI)
     result = pytester.runpytest_subprocess(
         f"--pgleak-dsn={server_dsn}", "-p", "no:cacheprovider", "-k", f"test_{world}", timeout=PATIENCE
     )
