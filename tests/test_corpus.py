@@ -12,7 +12,7 @@ import pytest
 from pytest_pgleak.kinds import KINDS
 
 PATIENCE = 240.0
-"""Seconds; the slowest module takes about 30."""
+"""Seconds; the slowest module takes about 50."""
 
 CORPUS = Path(__file__).parent / "corpus"
 

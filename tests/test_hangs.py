@@ -446,7 +446,8 @@ def test_another_driver_is_named_by_its_application_name(run: Run) -> None:
         """
         @pytest.mark.pgleak
         def test_it(table, pgleak_dsn, other):
-            conn = psycopg.pq.PGconn.connect(f"{pgleak_dsn} application_name=migrations".encode())
+            dsn = psycopg.conninfo.make_conninfo(pgleak_dsn, application_name="migrations")
+            conn = psycopg.pq.PGconn.connect(dsn.encode())
             conn.exec_(b"begin; lock table visits")
             when_told(conn.finish)
             other.execute("truncate visits")

@@ -136,7 +136,8 @@ def test_a_pool_that_looks_different(run: Run) -> None:
         @pytest.fixture(autouse=True)
         def another_version(pool, monkeypatch):
             # As if a later psycopg_pool had renamed it.
-            monkeypatch.setattr("pytest_pgleak.psycopg_internals.in_hand", lambda connection, action: {}["renamed"])
+            insides = "pytest_pgleak.psycopg_internals.idle.in_hand"
+            monkeypatch.setattr(insides, lambda connection, action: {}["renamed"])
 
         @pytest.mark.pgleak
         def test_it(pool):

@@ -36,9 +36,9 @@ _WRITES: Final = f"""
     select {_COLUMNS.replace("datname, usename", "null, null").replace("client_addr::text, client_port", "null, null")},
     null, written, schemas
     from pg_stat_get_activity($1::int), (
-        select string_agg(distinct relation::text, ' ') filter (where locktype = 'relation' and mode in (
+        select string_agg(relation::text, ' ') filter (where locktype = 'relation' and mode in (
                 'RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')) as written,
-            string_agg(distinct objid::text, ' ') filter (
+            string_agg(objid::text, ' ') filter (
                 where locktype = 'object' and classid = 'pg_namespace'::regclass) as schemas
         from pg_locks where pg_locks.pid = $1 and granted
     ) locks
@@ -377,8 +377,13 @@ def _backends(rows: Rows) -> tuple[Backend, ...]:
             row[9],
             None if row[10] is None else float(row[10]),
             tuple((row[11] or "").split()),
-            tuple(int(oid) for oid in (row[12] or "").split()),
-            tuple(int(oid) for oid in (row[13] or "").split()) if len(row) > 13 else (),
+            _oids(row[12]),
+            _oids(row[13]) if len(row) > 13 else (),
         )
         for row in rows
     )
+
+
+def _oids(text: str | None) -> tuple[int, ...]:
+    # Each once, though a relation may be locked in several modes.
+    return tuple(dict.fromkeys(int(oid) for oid in (text or "").split()))
