@@ -275,9 +275,10 @@ def test_unused_plugin_imports_nothing_and_says_nothing(pytester: pytest.Pyteste
             ours = [name for name in sys.modules if name.startswith("pytest_pgleak")]
             assert set(ours) <= {
                 "pytest_pgleak", "pytest_pgleak.plugin", "pytest_pgleak.fixtures", "pytest_pgleak.options",
-                "pytest_pgleak.post_import", "pytest_pgleak.hookspecs",
+                "pytest_pgleak.post_import", "pytest_pgleak.hookspecs", "pytest_pgleak.libraries",
+                "pytest_pgleak.libraries.registry",
             }
-            assert not {"psycopg", "psycopg_pool", "httpx", "fastapi", "starlette"} & set(sys.modules)
+            assert not {"psycopg", "psycopg_pool", "asyncpg", "sqlalchemy", "httpx", "fastapi"} & set(sys.modules)
         """
     )
     result = pytester.run(

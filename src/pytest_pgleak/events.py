@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_pgleak.activity import Backend
 from pytest_pgleak.frames import RawStack
+from pytest_pgleak.libraries.library import Library
+from pytest_pgleak.libraries.psycopg3 import PSYCOPG
 from pytest_pgleak.owners import Owner
 from pytest_pgleak.prepared.gids import GidUse
 from pytest_pgleak.requests import Request
@@ -26,6 +28,8 @@ class EventKind(enum.Enum):
     CONNECTION_GONE = "connection object gone"
     CHECKED_OUT = "checked out"
     RETURNED = "returned"
+    CHECKOUT_COLLECTED = "checked-out connection taken back when the garbage collector came"
+    DETACHED = "taken out of its pool for good"
     TRANSACTION_BEGAN = "transaction began"
     TRANSACTION_ENDED = "transaction ended"
     PREPARED = "transaction prepared, or one that was prepared finished"
@@ -67,6 +71,7 @@ class ConnectionFacts:
         server: Which server, as ``(host, port)``.
         dbname: Database.
         user: Role.
+        library: Whose connection it is.
     """
 
     reference: weakref.ref[Any]
@@ -76,6 +81,7 @@ class ConnectionFacts:
     server: tuple[str, str]
     dbname: str
     user: str
+    library: Library = PSYCOPG
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +93,8 @@ class PoolFacts:
         class_name: Name of its class, as ``AsyncConnectionPool``.
         is_async: Whether it is used with ``await``.
         name: The pool's own name.
-        max_size: Its ``max_size`` when it opened.
+        max_size: Its ``max_size`` when it opened; 0 where there is no limit.
+        library: Whose pool it is.
     """
 
     reference: weakref.ref[Any]
@@ -95,6 +102,7 @@ class PoolFacts:
     is_async: bool
     name: str
     max_size: int
+    library: Library = PSYCOPG
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +113,7 @@ class Event:
         kind: What happened.
         subject: Serial of the connection, or of the pool for events of pools.
         moment: When, where and on whose account; None where nobody stands behind it (garbage collection).
-        pool: Serial of the pool that a connection belongs to.
+        pool: Serial of the pool that a connection belongs to; for a pool that opened, of the one whose place it takes.
         connection: Facts, when a connection opened, or a transaction was prepared on it.
         opened_pool: Facts, when a pool opened.
         transaction_status: Name of psycopg's ``TransactionStatus`` at that moment.

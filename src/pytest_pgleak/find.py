@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from pytest_pgleak.activity import Activity
-from pytest_pgleak.events import Moment
-from pytest_pgleak.findings import Finding, PoolState, Subject
+from pytest_pgleak.activity import Activity, Backend
+from pytest_pgleak.events import ConnectionFacts, Moment
+from pytest_pgleak.findings import Finding, PoolState, Subject, words_of
 from pytest_pgleak.frames import is_user_code, origin, user_frames
 from pytest_pgleak.kinds import (
     COMMIT_AFTER_RESPONSE,
@@ -123,6 +123,8 @@ def _kind_of_transaction(connection: ConnectionView, question: Question) -> str 
 def _pool_left(pool: PoolView, opened: Moment, question: Question) -> bool:
     if pool.ending is Ending.CLOSED:
         return False
+    if pool.facts.library.pool_is_lazy and not pool.members and not pool.dropped:
+        return False  # it holds nothing, and never did
     owner = opened.owner.serial
     return owner in question.ended or (pool.ending is Ending.DROPPED and owner in question.judged)
 
@@ -152,12 +154,18 @@ def _of_connection(
         connection=connection.facts,
         pool=None if pool is None else PoolState(pool.facts, pool.ending, pool.members, pool.checked_out),
         transaction_status=connection.transaction_status,
-        backend=activity.backends.get(connection.facts.backend_pid) or connection.backend,
+        backend=_backend(connection, activity),
         server_known=activity.known,
         after_response=connection.after_response,
         task=connection.task,
         opened=origin((connection.checkout or connection.opened).stack) if kind == TRANSACTION_LEFT_OPEN else None,
     )
+
+
+def _backend(connection: ConnectionView, activity: Activity) -> Backend | None:
+    now = activity.backends.get(connection.facts.backend_pid)
+    # What was dropped was seen then; if its backend is still there, it serves somebody else now.
+    return connection.backend or now if connection.ending is Ending.DROPPED else now or connection.backend
 
 
 def _of_transactions(view: View, question: Question) -> list[tuple[float, Finding]]:
@@ -181,6 +189,8 @@ def _of_transactions(view: View, question: Question) -> list[tuple[float, Findin
 def _of_transaction(kind: str, transactions: list[Transaction], view: View) -> Finding:
     first = transactions[0]
     pool = view.pools.get(first.pool) if first.pool is not None else None
+    if pool is None and first.pool_facts is not None:
+        pool = PoolView(first.pool or 0, first.pool_facts, None, Ending.CLOSED)  # it has been closed since
     holder = first.holder or first.began
     moment = first.work
     if moment.request is None and first.ended.request is not None:
@@ -271,7 +281,16 @@ def _of_new_backends(activity: Activity, question: Question) -> tuple[Finding, .
 
 
 def finding_at(
-    kind: str, subject: Subject, serial: int, owner: Owner, moment: Moment, ending: Ending, **facts: object
+    kind: str,
+    subject: Subject,
+    serial: int,
+    owner: Owner,
+    moment: Moment,
+    ending: Ending,
+    *,
+    connection: ConnectionFacts | None = None,
+    pool: PoolState | None = None,
+    **facts: object,
 ) -> Finding:
     """Make a finding of what happened at some moment."""
     request = moment.request
@@ -286,6 +305,9 @@ def finding_at(
         request=None if request is None else RequestInfo.of(request),
         dependency=_dependency(moment),
         thread=None if moment.thread == "MainThread" else moment.thread,
+        connection=connection,
+        pool=pool,
+        written_with=words_of(connection, pool, moment.stack),
         **facts,  # type: ignore[arg-type]  # checked where they are passed
     )
 

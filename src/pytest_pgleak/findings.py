@@ -8,8 +8,10 @@ from typing import Literal
 from pytest_pgleak.activity import Backend
 from pytest_pgleak.budget.peaks import OverLimit
 from pytest_pgleak.events import ConnectionFacts, PoolFacts
-from pytest_pgleak.frames import Frame
+from pytest_pgleak.frames import Frame, RawStack
 from pytest_pgleak.kinds import KINDS
+from pytest_pgleak.libraries.library import Library, Words
+from pytest_pgleak.libraries.psycopg3 import PSYCOPG
 from pytest_pgleak.owners import Owner
 from pytest_pgleak.prepared.left import LeftPrepared
 from pytest_pgleak.requests import RequestInfo
@@ -77,6 +79,7 @@ class Finding:
         left: What was left in the session.
         prepared: The prepared transaction.
         over: How many connections were open at once, and who held them.
+        written_with: How one writes with the library what the fix asks for; None for that library's usual way.
     """
 
     kind: str
@@ -103,11 +106,23 @@ class Finding:
     left: tuple[Leftover, ...] = ()
     prepared: LeftPrepared | None = None
     over: OverLimit | None = None
+    written_with: Words | None = None
 
     @property
     def headline(self) -> str:
         """The sentence after the code."""
         return KINDS[self.kind].headline
+
+    @property
+    def library(self) -> Library:
+        """The library of the pool, or else of the connection."""
+        facts = self.pool.facts if self.pool is not None else self.connection
+        return PSYCOPG if facts is None else facts.library
+
+    @property
+    def words(self) -> Words:
+        """How one writes with that library what a fix asks for."""
+        return self.written_with or words_of(self.connection, self.pool)
 
     @property
     def can_heal(self) -> bool:
@@ -118,3 +133,22 @@ class Finding:
     def place(self) -> str:
         """Where it comes from, as ``file:line``; what findings are grouped by."""
         return f"{self.origin.filename}:{self.origin.lineno}" if self.origin else "(unknown)"
+
+
+def words_of(connection: ConnectionFacts | None, pool: PoolState | None, stack: RawStack = ()) -> Words:
+    """Return how one writes things with the library of a pool, or else of a connection.
+
+    Args:
+        connection: The connection.
+        pool: The pool it belongs to, or that is meant itself.
+        stack: Where it was opened or taken.
+    """
+    is_async = connection.is_async if connection is not None else pool is not None and pool.facts.is_async
+    facts = (
+        connection
+        if pool is None or (connection is not None and pool.facts.library is connection.library)
+        else pool.facts
+    )
+    if facts is None:
+        return PSYCOPG.words("", is_async, stack)
+    return facts.library.words(facts.class_name, is_async, stack)

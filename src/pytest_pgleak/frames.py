@@ -10,8 +10,8 @@ import sysconfig
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from types import CodeType
-from typing import Final
+from types import CodeType, FrameType
+from typing import Any, Final
 
 RawStack = tuple[tuple[CodeType, int], ...]
 """Innermost frame first. Code objects and integers only, so that no local variable is kept alive."""
@@ -48,14 +48,33 @@ def capture(depth: int = 1) -> RawStack:
     Args:
         depth: How many innermost frames to leave out.
     """
-    frame = sys._getframe(depth)  # noqa: SLF001 - the documented CPython way; inspect.stack() reads source files
+    frame = sys._getframe()  # noqa: SLF001 - the documented CPython way; inspect.stack() reads source files
     stack = []
+    parents: list[Any] = []
     for _ in range(_DEEPEST):
         stack.append((frame.f_code, frame.f_lineno))
-        if (outer := frame.f_back) is None:
+        outer = frame.f_back
+        if outer is None and (outer := _frame_of_parent(parents)) is None:
             break
         frame = outer
-    return tuple(stack)
+    return tuple(stack[depth:])
+
+
+def _frame_of_parent(parents: list[Any]) -> FrameType | None:
+    """Return the frame in which the greenlet waits that has started this one; SQLAlchemy's async half runs in them.
+
+    Args:
+        parents: The greenlet that was gone through last, if any; it is replaced.
+    """
+    if (greenlet := sys.modules.get("greenlet")) is None:
+        return None
+    current = parents.pop() if parents else greenlet.getcurrent()
+    parent = current.parent
+    if parent is None:
+        return None
+    parents.append(parent)
+    frame: FrameType | None = parent.gr_frame
+    return frame
 
 
 def user_frames(stack: RawStack) -> tuple[Frame, ...]:
@@ -118,6 +137,10 @@ _FRAMEWORKS: Final = frozenset(
         "xdist",
         "execnet",
         "sqlalchemy",
+        "sqlmodel",
+        "greenlet",
+        "asyncpg",
+        "psycopg2",
     ]
 )
 

@@ -29,6 +29,12 @@ _CLOSED_BOOKS: Final = frozenset(
         *("contextvars", "_contextvars"),
     )
 )
+# Of SQLAlchemy only what may hold a connection: all else is mappings and statements, and there are very many of them.
+_SQLALCHEMY: Final = (
+    *("sqlalchemy.engine.base", "sqlalchemy.engine.cursor", "sqlalchemy.engine.result", "sqlalchemy.pool"),
+    *("sqlalchemy.orm.session", "sqlalchemy.orm.scoping", "sqlalchemy.util._collections", "sqlalchemy.ext.asyncio"),
+    *("sqlalchemy.connectors.asyncio", "sqlalchemy.dialects.postgresql"),
+)
 _CLOSED_BOOKS_TYPES: Final = (type, types.ModuleType, types.CodeType, types.TracebackType, str, bytes, int, float)
 
 
@@ -98,7 +104,10 @@ def _is_frameworks_function(function: Any) -> bool:
 
 def _is_frameworks(current: object) -> bool:
     module = type(current).__module__
-    return isinstance(module, str) and module.partition(".")[0] in _CLOSED_BOOKS
+    if not isinstance(module, str):
+        return False
+    package = module.partition(".")[0]
+    return package in _CLOSED_BOOKS or (package == "sqlalchemy" and not module.startswith(_SQLALCHEMY))
 
 
 def _held_by(current: Any) -> Iterable[object]:

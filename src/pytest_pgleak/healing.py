@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
@@ -15,7 +16,6 @@ from pytest_pgleak.events import ConnectionFacts
 from pytest_pgleak.findings import Finding
 from pytest_pgleak.kinds import TRANSACTION_LEFT_OPEN
 from pytest_pgleak.observers import Observers
-from pytest_pgleak.psycopg_internals import finish
 from pytest_pgleak.session_state.state import Leftover
 from pytest_pgleak.views import Ending, View
 
@@ -77,39 +77,44 @@ class Healer:
         if finding.kind == TRANSACTION_LEFT_OPEN:
             # The connection itself is in its right: only the transaction must go, if another test is to use it.
             if _scope_of_opener(finding, view) != "function":
-                _call(facts.reference(), "rollback", facts.is_async, later)
+                _call(facts.library.roll_back, facts.is_async, later, facts.reference())
             return
         self._observers.terminate([facts])
         if finding.subject == "checkout" and finding.pool is not None:
-            # Given back closed, the pool discards it and opens another: the slot is back.
-            finish(facts)
-            _call(finding.pool.facts.reference(), "putconn", facts.is_async, later, facts.reference())
+            pool = finding.pool.facts
+            _call(pool.library.give_back, facts.is_async, later, pool.reference(), facts.reference())
 
     def _heal_pool(self, finding: Finding, view: View, later: list[Callable[[], Awaitable[object]]]) -> None:
         assert finding.pool is not None
         members = [connection.facts for connection in view.connections if connection.pool == finding.serial]
-        _call(finding.pool.facts.reference(), "close", finding.pool.facts.is_async, later, timeout=_PATIENCE)
+        close = functools.partial(finding.pool.facts.library.close_pool, timeout=_PATIENCE)
+        _call(close, finding.pool.facts.is_async, later, finding.pool.facts.reference())
         if finding.pool.facts.is_async and not _in_event_loop():
             # Its event loop is gone and with it everybody who could close it.
             self._observers.terminate(facts for facts in members if self._may_terminate(facts))
 
 
 def _call(
-    target: Any, name: str, is_async: bool, later: list[Callable[[], Awaitable[object]]], *args: Any, **kwargs: Any
+    method: Callable[..., Awaitable[object] | None],
+    is_async: bool,
+    later: list[Callable[[], Awaitable[object]]],
+    *args: Any,
 ) -> None:
-    if target is None or (args and args[0] is None):
+    if any(each is None for each in args):
         return
     if is_async:
 
         async def call() -> None:
             # Bounded, for the thing that is healed is broken by definition.
             with contextlib.suppress(Exception):
-                await asyncio.wait_for(getattr(target, name)(*args, **kwargs), 2 * _PATIENCE)
+                pending = method(*args)
+                if pending is not None:
+                    await asyncio.wait_for(pending, 2 * _PATIENCE)
 
         later.append(call)
     else:
         with contextlib.suppress(Exception):
-            getattr(target, name)(*args, **kwargs)
+            method(*args)
 
 
 def _scope_of_opener(finding: Finding, view: View) -> str | None:

@@ -9,6 +9,7 @@ import pytest
 
 if TYPE_CHECKING:
     from pytest_pgleak.findings import Finding
+    from pytest_pgleak.libraries.registry import LibraryTracker
 
 
 @pytest.hookspec(firstresult=True)
@@ -52,5 +53,13 @@ def pytest_pgleak_findings(item: pytest.Item | None, findings: Sequence[Finding]
 
 
 @pytest.hookspec
-def pytest_pgleak_trackers() -> Any:
-    """Supply trackers for more drivers and pools. Reserved: the plugin does not call it yet."""
+def pytest_pgleak_trackers() -> Sequence[LibraryTracker]:  # type: ignore[empty-body]  # a specification
+    """Supply trackers for more drivers and pools; the plugin's own go the same way.
+
+    Asked before any ``conftest.py`` is imported, and again when all of them are. A tracker is made when the
+    application imports the library, and never if it does not.
+
+    Returns:
+        A list of ``pytest_pgleak.libraries.registry.LibraryTracker``: a module to wait for, and a function that is
+        given the module and a ``pytest_pgleak.tracking.Tracker`` to tell what happens.
+    """

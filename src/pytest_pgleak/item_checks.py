@@ -227,6 +227,8 @@ class ItemCheck:
         opener = (connection.checkout or connection.opened).owner
         if opener.scope == "function" and self._fixtures.test_function(opener, is_installed):
             return False
+        if opener.scope == "function" and finding.library.ends_transactions:
+            return False  # it is given back right after the test, and that ends it
         if opener.scope != "function" and self._fixtures.rolls_back_for(opener, self._item):
             return False
         isolates = self._fixtures.any_function_scoped(self._item, rolls_back)

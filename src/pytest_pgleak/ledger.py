@@ -6,6 +6,7 @@ collector. Events are folded into records when somebody looks.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Collection
@@ -60,6 +61,7 @@ class _PoolRecord:
     opened: Moment | None = None
     ending: Ending = Ending.OPEN
     settled: bool = False
+    dropped: int = 0
 
 
 class Ledger:
@@ -78,6 +80,8 @@ class Ledger:
         """Server and user name of every connection that was ever opened."""
         self._past_pids: deque[int] = deque(maxlen=_REMEMBERED_PIDS)
         self._lost: dict[int, Holder] = {}
+        self._collected: dict[int, ConnectionView] = {}
+        self._collected_serials = itertools.count(-1, -1)
         self.prepared = PreparedBook()
         self._meter: ConnectionMeter | None = None
         self._lock = threading.RLock()
@@ -94,6 +98,7 @@ class Ledger:
                 for serial, record in list(self._connections.items())
                 if not record.settled and (view := self._view_readable(serial, record)) is not None
             )
+            connections += tuple(self._collected.values())
             return View(connections, pools, tuple(self._transactions), tuple(self._nested), self.prepared.open)
 
     def known_pids(self) -> frozenset[int]:
@@ -194,6 +199,7 @@ class Ledger:
     def settle_checkout(self, serial: int) -> None:
         """Note that a checkout was judged: it will not be shown again until the connection is returned."""
         with self._lock:
+            self._collected.pop(serial, None)
             if (record := self._connections.get(serial)) is not None:
                 record.checkout_settled = True
                 self._forget_if_over(serial, record)
@@ -218,6 +224,7 @@ class Ledger:
             for pool in self._pools.values():
                 if pool.opened is not None and pool.opened.owner.serial == owner:
                     pool.settled = True
+            self._collected = {n: each for n, each in self._collected.items() if each.held.owner.serial != owner}
             self._forget_finished_pools()
             self._forget_transactions(lambda each: each.work.owner.serial == owner)
             self.settle_nested({each.serial for each in self._nested if each.second.owner.serial == owner})
@@ -262,6 +269,7 @@ class Ledger:
                 _pool_ending(pool),
                 sum(record.ending is Ending.OPEN and not _is_closed(record.facts) for record in members),
                 sum(record.checkout is not None for record in members),
+                pool.dropped,
             )
         return pools
 
@@ -294,6 +302,9 @@ class Ledger:
             return
         if record.ending is Ending.OPEN:
             record.ending = Ending.DROPPED
+            pool = self._pools.get(record.pool) if record.pool is not None and record.checkout is None else None
+            if pool is not None:
+                pool.dropped += 1
         if record.after_response is None:
             record.after_response = event.after_response
         self._forget_if_over(event.subject, record)
@@ -323,7 +334,10 @@ class Ledger:
         if record is not None:
             record.began = None
             holder = record.checkout or record.opened
-            self._transactions.append(replace(event.transaction, pool=record.pool, holder=holder))
+            pool = self._pools.get(record.pool) if record.pool is not None else None
+            facts = pool.facts if pool is not None else None
+            ended = replace(event.transaction, pool=record.pool, pool_facts=facts, holder=holder)
+            self._transactions.append(ended)
 
     def _fold_returned(self, event: Event) -> None:
         self._lost.pop(event.subject, None)
@@ -333,11 +347,42 @@ class Ledger:
             record.checkout_settled = False
             self._forget_if_over(event.subject, record)
 
+    def _fold_checkout_collected(self, event: Event) -> None:
+        record = self._connections.get(event.subject)
+        if record is None or record.checkout is None:
+            return
+        while len(self._collected) >= _REMEMBERED_LOSSES:
+            del self._collected[next(iter(self._collected))]
+        # A number of its own: the connection itself lives on in its pool, and may be checked out again at once.
+        serial = next(self._collected_serials)
+        self._collected[serial] = ConnectionView(
+            serial,
+            record.facts,
+            record.opened,
+            Ending.DROPPED,
+            record.pool,
+            record.checkout,
+            event.transaction_status,
+            event.backend,
+            event.after_response,
+            None,
+            record.began,
+        )
+        self._fold_returned(event)
+
+    def _fold_detached(self, event: Event) -> None:
+        self._fold_returned(event)
+        record = self._connections.get(event.subject)
+        if record is not None and event.moment is not None:
+            record.pool, record.opened = None, event.moment
+
     def _fold_prepared(self, event: Event) -> None:
         self.prepared.fold(event)
 
     def _fold_pool_opened(self, event: Event) -> None:
-        self._pools[event.subject] = _PoolRecord(event.opened_pool, event.moment)
+        before = self._pools.get(event.pool) if event.pool is not None else None
+        opened = before.opened if before is not None else event.moment
+        self._pools[event.subject] = _PoolRecord(event.opened_pool, opened)
 
     def _fold_pool_closed(self, event: Event) -> None:
         if (pool := self._pools.get(event.subject)) is not None:
@@ -376,6 +421,8 @@ _FOLDS: Final[dict[EventKind, Callable[[Ledger, Event], None]]] = {
     EventKind.CHECKED_OUT: Ledger._fold_checked_out,
     EventKind.TRANSACTION_ENDED: Ledger._fold_transaction_ended,
     EventKind.RETURNED: Ledger._fold_returned,
+    EventKind.CHECKOUT_COLLECTED: Ledger._fold_checkout_collected,
+    EventKind.DETACHED: Ledger._fold_detached,
     EventKind.TRANSACTION_BEGAN: Ledger._fold_transaction_began,
     EventKind.PREPARED: Ledger._fold_prepared,
     EventKind.POOL_OPENED: Ledger._fold_pool_opened,
@@ -386,7 +433,7 @@ _FOLDS: Final[dict[EventKind, Callable[[Ledger, Event], None]]] = {
 
 def _is_closed(facts: ConnectionFacts) -> bool:
     connection = facts.reference()
-    return connection is None or bool(connection.closed)
+    return connection is None or facts.library.is_closed(connection)
 
 
 def _pool_ending(pool: _PoolRecord) -> Ending:
@@ -395,7 +442,7 @@ def _pool_ending(pool: _PoolRecord) -> Ending:
     living = pool.facts.reference()
     if living is None:
         return Ending.DROPPED
-    return Ending.CLOSED if living.closed else Ending.OPEN
+    return Ending.CLOSED if pool.facts.library.is_closed(living) else Ending.OPEN
 
 
 def _view_connection(serial: int, record: _ConnectionRecord) -> ConnectionView:
@@ -404,8 +451,8 @@ def _view_connection(serial: int, record: _ConnectionRecord) -> ConnectionView:
     if ending is Ending.OPEN and living is None:
         ending = Ending.DROPPED
     elif ending is Ending.OPEN and living is not None:
-        status = living.info.transaction_status.name
-        if living.closed:
+        status = record.facts.library.transaction_status(living)
+        if record.facts.library.is_closed(living):
             ending = Ending.CLOSED
     held_since = record.checkout or record.opened
     return ConnectionView(

@@ -59,9 +59,7 @@ class Observers:
     def learn(self, facts: ConnectionFacts, connection: Any) -> None:
         """Take note of the server that the application has connected to; its password stays inside the observer."""
         if facts.server not in self._by_server and facts.backend_pid:
-            parameters = {
-                option.keyword.decode(): option.val.decode() for option in connection.pgconn.info if option.val
-            }
+            parameters = facts.library.parameters(connection)
             if "," in parameters.get("host", ""):
                 # One of several hosts answered: the observer must ask that one.
                 parameters.pop("hostaddr", None)

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from types import ModuleType
+from typing import Any, Final, Protocol
 
 _ABSENT: Final = object()
 
 
+class Switch(Protocol):
+    """Something that is put in place and taken away again, any number of times."""
+
+    def on(self) -> None:
+        """Put it in place; raises `AttributeError` where the library looks different from those that are known."""
+
+    def off(self) -> None:
+        """Take it away."""
+
+
 class Patch:
-    """Replaces one attribute of a class by a wrapper of it.
+    """Replaces one attribute of a class, or of a module, by a wrapper of it.
 
     Args:
-        target: The class.
+        target: The class or module.
         name: The attribute; it may be inherited.
         wrap: Called with the original function, returns the function to put in its place.
     """
 
-    def __init__(self, target: type, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    def __init__(
+        self, target: type | ModuleType, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
+    ) -> None:
         self.target = target
         self.name = name
         self._wrap = wrap
@@ -25,9 +38,9 @@ class Patch:
         self._wrapper: Any = None
 
     def __repr__(self) -> str:
-        return (
-            f"<Patch {self.target.__module__}.{self.target.__qualname__}.{self.name} {'on' if self.is_on else 'off'}>"
-        )
+        target = self.target
+        place = f"{target.__module__}.{target.__qualname__}" if isinstance(target, type) else target.__name__
+        return f"<Patch {place}.{self.name} {'on' if self.is_on else 'off'}>"
 
     @property
     def is_on(self) -> bool:
@@ -61,9 +74,9 @@ class Patch:
 
 
 class Patches:
-    """Several patches that are all on or all off."""
+    """Several patches, or other switches, that are all on or all off."""
 
-    def __init__(self, *patches: Patch) -> None:
+    def __init__(self, *patches: Switch) -> None:
         self._patches = patches
 
     def on(self) -> None:

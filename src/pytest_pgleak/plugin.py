@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from pytest_pgleak.fixtures import (  # noqa: F401 - pytest collects fixtures fr
     pgleak_postgres,
     pgleak_sync_client,
 )
+from pytest_pgleak.libraries.registry import BUILT_IN, LibraryTracker
 from pytest_pgleak.options import MARKER, add_options, is_configured
 from pytest_pgleak.post_import import PostImportHook
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _HOOK = pytest.StashKey[PostImportHook]()
 _SESSION = pytest.StashKey["Session"]()
 _CONFIGURED = pytest.StashKey[bool]()
+_LIBRARIES = pytest.StashKey[list[LibraryTracker]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -62,7 +64,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     if (hook := config.stash.get(_HOOK, None)) is not None:
         hook.uninstall()
-        del config.stash[_HOOK]
+        del config.stash[_HOOK], config.stash[_LIBRARIES]
     if (session := config.stash.get(_SESSION, None)) is not None:
         session.close()
         del config.stash[_SESSION]
@@ -97,23 +99,34 @@ def _read_settings(config: pytest.Config) -> Any:
 
 
 def _watch_imports(config: pytest.Config) -> None:
-    if _HOOK in config.stash or _is_off(config):
+    if _is_off(config):
         return
 
-    def when_imported(method: str) -> Any:
-        def call(module: ModuleType) -> None:
-            getattr(_session(config).state, method)(module)
+    def watch(library: LibraryTracker) -> Callable[[ModuleType], None]:
+        return lambda module: _session(config).state.watch(library, module)
 
-        return call
+    if (hook := config.stash.get(_HOOK, None)) is None:
+        hook = config.stash[_HOOK] = PostImportHook()
+        hook.install()
+        hook.add("starlette.applications", lambda module: _session(config).state.starlette_imported(module))
+    # Asked again when all of conftest.py is there.
+    known = config.stash.setdefault(_LIBRARIES, [])
+    for library in _libraries(config):
+        if library not in known:
+            known.append(library)
+            hook.add(library.module, watch(library))
 
-    hook = config.stash[_HOOK] = PostImportHook(
-        {
-            "psycopg": when_imported("psycopg_imported"),
-            "psycopg_pool": when_imported("psycopg_pool_imported"),
-            "starlette.applications": when_imported("starlette_imported"),
-        }
-    )
-    hook.install()
+
+def _libraries(config: pytest.Config) -> list[LibraryTracker]:
+    libraries: list[LibraryTracker] = []
+    for supplied in config.hook.pytest_pgleak_trackers():
+        libraries.extend([supplied] if isinstance(supplied, LibraryTracker) else supplied)
+    if strange := next((each for each in libraries if not isinstance(each, LibraryTracker)), None):
+        raise pytest.UsageError(
+            f"pytest_pgleak_trackers: {strange!r} is no pytest_pgleak.libraries.registry.LibraryTracker;"
+            " the hook returns a list of them"
+        )
+    return libraries
 
 
 def _is_off(config: pytest.Config) -> bool:
@@ -207,6 +220,10 @@ def pytest_pgleak_server(config: pytest.Config) -> Any:
     from pytest_pgleak.postgres import start_server
 
     return start_server(config)
+
+
+def pytest_pgleak_trackers() -> Sequence[LibraryTracker]:
+    return BUILT_IN
 
 
 class SessionEnd:

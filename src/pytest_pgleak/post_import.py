@@ -11,22 +11,28 @@ from types import ModuleType
 
 
 class PostImportHook(MetaPathFinder):
-    """Calls functions with modules, at once where they are imported already, else right after their import.
+    """Calls functions with modules, at once where they are imported already, else right after their import."""
 
-    Args:
-        callbacks: Function to call by full module name.
-    """
-
-    def __init__(self, callbacks: dict[str, Callable[[ModuleType], None]]) -> None:
-        self._callbacks = dict(callbacks)
+    def __init__(self) -> None:
+        self._callbacks: dict[str, list[Callable[[ModuleType], None]]] = {}
         self._finding: set[str] = set()
+
+    def add(self, name: str, callback: Callable[[ModuleType], None]) -> None:
+        """Call a function with a module.
+
+        Args:
+            name: The module's full name.
+            callback: The function.
+        """
+        if (module := sys.modules.get(name)) is not None:
+            callback(module)
+        else:
+            self._callbacks.setdefault(name, []).append(callback)
 
     def install(self) -> None:
         """Start to watch."""
-        for name in tuple(self._callbacks):
-            if (module := sys.modules.get(name)) is not None:
-                self._callbacks.pop(name)(module)
-        sys.meta_path.insert(0, self)
+        if self not in sys.meta_path:
+            sys.meta_path.insert(0, self)
 
     def uninstall(self) -> None:
         """Stop to watch. Harmless when not installed."""
@@ -50,7 +56,7 @@ class PostImportHook(MetaPathFinder):
 
     def _imported(self, module: ModuleType) -> None:
         # Only now: finding a spec is no import, and an import may fail and be tried again.
-        if (callback := self._callbacks.pop(module.__name__, None)) is not None:
+        for callback in self._callbacks.pop(module.__name__, ()):
             callback(module)
 
 

@@ -18,6 +18,7 @@ from pytest_pgleak.kinds import (
     TRANSACTION_LEFT_OPEN,
     UNTRACKED_BACKEND,
 )
+from pytest_pgleak.libraries.library import called
 from pytest_pgleak.prepared import sentences as prepared_sentences
 from pytest_pgleak.session_state import sentences as session_sentences
 from pytest_pgleak.views import Ending
@@ -71,16 +72,22 @@ def _ended_pool(finding: Finding) -> str:
     number = finding.pool.members if finding.pool else 0
     members = f", {number} connection{'s' if number != 1 else ''} in it" if number else ""
     if finding.ending is Ending.DROPPED:
-        return "garbage-collected; nothing called close() on the pool"
+        return f"garbage-collected; nothing called {_closing(finding)}"
     return f"it did not: {finding.owner.describe()} ended and the pool is still open{members}"
 
 
 def _ended_checkout(finding: Finding, after: str) -> str:
     if finding.ending is Ending.DROPPED:
-        return f"garbage-collected{after} while checked out; the pool has lost this slot for ever"
-    if finding.ending is Ending.CLOSED:
-        return "closed, but not returned with putconn(); the pool has lost this slot for ever"
-    return f"it did not: {finding.owner.describe()} ended and the connection is still out{_holder(finding)}"
+        return f"garbage-collected{after} while checked out; {finding.words.drops_slot}"
+    if finding.ending is Ending.CLOSED and not finding.library.ends_transactions:
+        return f"closed, but not returned with {called(finding.words.give_back)}; the pool has lost this slot for ever"
+    session = finding.words.session_of
+    still = f"the {session} still has its connection" if session else "the connection is still out"
+    return f"it did not: {finding.owner.describe()} ended and {still}{_holder(finding)}"
+
+
+def _closing(finding: Finding) -> str:
+    return "close() on the pool" if not finding.library.pool_is_lazy else "dispose() on the engine"
 
 
 def _after(finding: Finding) -> str:
@@ -155,12 +162,10 @@ def fix(finding: Finding) -> str:
     if finding.kind == NESTED_CHECKOUT:
         return "pass the connection that is held on to what takes the second one, or give it back first"
     if finding.kind == TRANSACTION_LEFT_OPEN:
-        wait, with_ = ("await ", "async with") if _is_async(finding) else ("", "with")
+        words = finding.words
         if finding.transaction_status == "INERROR":
-            return (
-                f"call `{wait}conn.rollback()` when a statement fails, or run it inside `{with_} conn.transaction():`"
-            )
-        return f"call `{wait}conn.commit()` before it ends, or write inside `{with_} conn.transaction():`"
+            return f"call `{words.rollback}` when a statement fails, or run it inside `{words.transaction}`"
+        return f"call `{words.commit}` before it ends, or write inside `{words.transaction}`"
     return "end what the test has started, or close the other driver's connection; for one on purpose, allow it"
 
 
@@ -172,10 +177,7 @@ _FIXES: Final[dict[str, Callable[[Finding], str]]] = {
 
 
 def _fix_connection(finding: Finding) -> str:
-    if _is_async(finding):
-        opening = f"async with await {_class(finding, 'psycopg.AsyncConnection')}.connect(…) as conn:"
-    else:
-        opening = "with psycopg.connect(…) as conn:"
+    opening = finding.words.open
     if finding.task is not None:
         return f"end the task before its request or lifespan ends, and open inside it with `{opening}`"
     if finding.request is not None and finding.dependency is None and finding.ending is Ending.OPEN:
@@ -189,33 +191,24 @@ def _fix_connection(finding: Finding) -> str:
 
 
 def _fix_checkout(finding: Finding) -> str:
-    wait, with_ = ("await ", "async with") if _is_async(finding) else ("", "with")
-    opening = f"{with_} pool.connection() as conn:"
+    words = finding.words
     if finding.ending is Ending.CLOSED:
-        return f"give it back with `{wait}pool.putconn(conn)` instead of closing it, or use `{opening}`"
+        return f"give it back with `{words.give_back}` instead of closing it, or use `{words.take}`"
     if finding.dependency is not None or finding.owner.what == "fixture":
-        return f"`yield` inside `{opening}`, or call `{wait}pool.putconn(conn)` in a `finally:`"
-    return f"use `{opening}`, or call `{wait}pool.putconn(conn)` in a `finally:`"
+        return f"`yield` inside `{words.take}`, or call `{words.give_back}` in a `finally:`"
+    return f"use `{words.take}`, or call `{words.give_back}` in a `finally:`"
 
 
 def _fix_pool(finding: Finding) -> str:
-    name = finding.pool.facts.class_name if finding.pool else "ConnectionPool"
-    opening = f"{'async with' if _is_async(finding) else 'with'} {name}(…) as pool:"
+    words = finding.words
+    if not words.open_pool.startswith(("with ", "async with ")):  # nothing that a block could close
+        if finding.request is not None:
+            return f"{words.pool} for the whole application and call `{words.open_pool}` when the lifespan ends"
+        return f"call `{words.open_pool}` in a `finally:`, or after the `yield` of a fixture or lifespan"
     if finding.request is not None:
-        return f"open one pool in the lifespan with `{opening}`, not one in each request"
+        return f"{words.pool} in the lifespan with `{words.open_pool}`, not one in each request"
     if finding.owner.what == "lifespan":
-        return f"put the lifespan's `yield` inside `{opening}`"
+        return f"put the lifespan's `yield` inside `{words.open_pool}`"
     if finding.owner.what == "fixture":
-        return f"put the fixture's `yield` inside `{opening}`"
-    return f"use `{opening}`, or close it in a `finally:`"
-
-
-def _is_async(finding: Finding) -> bool:
-    if finding.connection is not None:
-        return finding.connection.is_async
-    return finding.pool is not None and finding.pool.facts.is_async
-
-
-def _class(finding: Finding, default: str) -> str:
-    known = finding.connection.class_name if finding.connection else default
-    return known if known.startswith("Async") and known != "AsyncConnection" else default
+        return f"put the fixture's `yield` inside `{words.open_pool}`"
+    return f"use `{words.open_pool}`, or close it in a `finally:`"

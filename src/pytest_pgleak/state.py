@@ -35,8 +35,9 @@ from pytest_pgleak.verdicts import Verdict
 if TYPE_CHECKING:
     from pytest_pgleak.clients import HostedApp
     from pytest_pgleak.item_checks import ItemCheck
+    from pytest_pgleak.libraries.registry import LibraryTracker
     from pytest_pgleak.owners import Owner
-    from pytest_pgleak.patching import Patch, Patches
+    from pytest_pgleak.patching import Switch
 
 STATE: Final = pytest.StashKey["State"]()
 
@@ -93,19 +94,11 @@ class State:
         self.late_apps: list[HostedApp] = []
         self.after_teardown: list[Callable[[], None]] = []
         self.after_session: list[Callable[[], None]] = []
-        self._patches: list[Patch | Patches] = []
+        self._patches: list[Switch] = []
 
-    def psycopg_imported(self, psycopg: ModuleType) -> None:
-        """Start to watch connections."""
-        from pytest_pgleak.psycopg_internals import connection_patches
-
-        self._patch(lambda: connection_patches(psycopg, self.tracker), psycopg)
-
-    def psycopg_pool_imported(self, psycopg_pool: ModuleType) -> None:
-        """Start to watch pools."""
-        from pytest_pgleak.psycopg_internals import pool_patches
-
-        self._patch(lambda: pool_patches(psycopg_pool, self.tracker), psycopg_pool)
+    def watch(self, library: LibraryTracker, module: ModuleType) -> None:
+        """Start to watch a library that has been imported."""
+        self._patch(lambda: library.watch(module, self.tracker), module)
 
     def starlette_imported(self, applications: ModuleType) -> None:
         """Start to follow requests."""
@@ -138,17 +131,20 @@ class State:
         self.budget.end()
         self.observers.close()
 
-    def _patch(self, make: Callable[[], Patch | Patches], module: ModuleType) -> None:
+    def _patch(self, make: Callable[[], Switch], module: ModuleType) -> None:
         try:
             patch = make()
             patch.on()
-        except AttributeError as error:
+        except (AttributeError, ImportError) as error:
             version = getattr(module, "__version__", "of unknown version")
             self.note(
                 f"{module.__name__} {version} looks different from the versions that pytest-pgleak knows ({error});"
                 " it is not watched, and leaks through it are not found. Upgrade pytest-pgleak, or pin"
                 f" {module.__name__.partition('.')[0]} to a version that it was tested with."
             )
+            return
+        except Exception:  # noqa: BLE001 - somebody else's tracker may raise anything, and the import must not fail
+            self.fault(f"the tracker of {module.__name__}")
             return
         self._patches.append(patch)
 

@@ -9,6 +9,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from pytest_pgleak.nesting import is_same_flow
 from pytest_pgleak.ownership import Ownership
 from pytest_pgleak.prepared.gids import GidUse
 from pytest_pgleak.tasks import current_task
-from pytest_pgleak.transaction_tracking import Operation, TransactionTracking
+from pytest_pgleak.transaction_tracking import Operation, TransactionTracking, how_of
 from pytest_pgleak.transactions import How
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ class Tracker:
         self.sessions: SessionTracking | None = None
         """Knows what was left in the sessions of pooled connections."""
         self._out: dict[int, tuple[int, Moment]] = {}
+        self._closes_instead: set[int] = set()
+        self._foreign: weakref.WeakSet[Any] = weakref.WeakSet()
         self._transactions = TransactionTracking(
             record, self._moment, lambda facts, connection: witness(facts, connection, True)
         )
@@ -104,7 +107,7 @@ class Tracker:
         known = self._facts[serial] = facts(reference)
         pool_serial = None if pool is None else self._serial_of_pool(pool)
         self._record(Event(EventKind.CONNECTION_OPENED, serial, self._moment(), pool=pool_serial, connection=known))
-        if self.sessions is not None and pool is not None:
+        if self.sessions is not None and pool is not None and pool not in self._foreign:
             self.sessions.opened(serial, known)
 
     def knows(self, connection: Any) -> bool:
@@ -171,7 +174,8 @@ class Tracker:
             moment = self._moment()
             held = self._held_meanwhile(serial, pool_serial, moment) if self.is_checking() else None
             self._record(Event(EventKind.CHECKED_OUT, serial, moment, pool=pool_serial, held=held))
-            if self.sessions is not None:
+            self._closes_instead.discard(serial)
+            if self.sessions is not None and pool not in self._foreign:
                 self.sessions.checked_out(serial, self._facts[serial], connection, pool, pool_serial, moment)
 
     @_never_raises
@@ -218,7 +222,11 @@ class Tracker:
             error: The exception that it ended with.
         """
         if (serial := self._serial(connection)) is not None:
-            facts, autocommit = self._facts[serial], connection.autocommit
+            facts = self._facts[serial]
+            autocommit = facts.library.is_autocommit(connection)
+            if serial in self._closes_instead and how_of(operation) is How.ROLLBACK:
+                self._closes_instead.discard(serial)
+                operation = replace(operation, how=How.CLOSE)
             self._transactions.after(serial, facts, statuses, operation, error, autocommit)
             if self.sessions is not None and operation.statement is not None:
                 self.sessions.statement(serial, operation.statement, operation.parameters, self._moment)
@@ -247,11 +255,55 @@ class Tracker:
                 self.sessions.returned(serial)
 
     @_never_raises
-    def pool_opened(self, pool: Any, facts: Callable[[weakref.ref[Any]], PoolFacts]) -> None:
-        """A pool was opened."""
+    def checkout_collected(self, connection: Any) -> None:
+        """The garbage collector has found a checkout that nobody gave back, and its pool is about to take it back."""
+        serial = self._serial(connection)
+        if serial is None or sys.is_finalizing():
+            return
+        facts = self._facts[serial]
+        status = facts.library.transaction_status(connection)
+        backend = self._witness(facts, connection, False)
+        self._transactions.collected(serial, facts, status, backend)
+        self._out.pop(serial, None)
+        self._record(
+            Event(
+                EventKind.CHECKOUT_COLLECTED,
+                serial,
+                transaction_status=status,
+                backend=backend,
+                after_response=self._after_response(),
+            )
+        )
+
+    @_never_raises
+    def detached(self, connection: Any) -> None:
+        """A connection was taken out of its pool for good: whoever has it has to close it."""
+        if (serial := self._serial(connection)) is not None:
+            self._out.pop(serial, None)
+            self._record(Event(EventKind.DETACHED, serial, self._moment()))
+
+    @_never_raises
+    def closes_instead(self, connection: Any) -> None:
+        """The next rollback of a connection is what its library does where somebody only closes, or gives back."""
+        if (serial := self._serial(connection)) is not None:
+            self._closes_instead.add(serial)
+
+    @_never_raises
+    def pool_opened(self, pool: Any, facts: Callable[[weakref.ref[Any]], PoolFacts], instead_of: Any = None) -> None:
+        """A pool was opened.
+
+        Args:
+            pool: The pool.
+            facts: Reads what is to be known of it, given the weak reference to keep.
+            instead_of: The pool whose place it takes, and whose owner becomes its own.
+        """
         serial = self._serial_of_pool(pool)
         reference = self._known[id(pool)][0]
-        self._record(Event(EventKind.POOL_OPENED, serial, self._moment(), opened_pool=facts(reference)))
+        known = facts(reference)
+        if not known.library.lends_sessions:
+            self._foreign.add(pool)
+        before = None if instead_of is None else self._serial(instead_of)
+        self._record(Event(EventKind.POOL_OPENED, serial, self._moment(), pool=before, opened_pool=known))
 
     @_never_raises
     def starved(self, pool: Any, error: BaseException) -> None:
@@ -329,6 +381,7 @@ class Tracker:
         if self.sessions is not None:
             self.sessions.forget(known[1])
         self._out.pop(known[1], None)
+        self._closes_instead.discard(known[1])
         if identity in self._finalized:
             self._finalized.discard(identity)
         elif facts is not None:

@@ -6,6 +6,7 @@ from typing import Final
 
 from pytest_pgleak.findings import Finding
 from pytest_pgleak.kinds import COMMIT_AFTER_RESPONSE, RETURNED_IN_TRANSACTION, WRITE_LOST
+from pytest_pgleak.libraries.library import Words, called
 from pytest_pgleak.transactions import How, Transaction
 
 _TRY_AGAIN: Final = frozenset(("SerializationFailure", "DeadlockDetected"))
@@ -71,61 +72,60 @@ def ended(finding: Finding, where: str) -> str:
 
 def fix(finding: Finding) -> str:
     """Say what to change."""
-    wait, with_ = ("await ", "async with") if finding.connection and finding.connection.is_async else ("", "with")
+    words = finding.words
     if finding.kind == COMMIT_AFTER_RESPONSE:
         return (
-            f"call `{wait}conn.commit()` in the path operation, or declare the dependency with"
+            f"call `{words.commit}` in the path operation, or declare the dependency with"
             ' `Depends(…, scope="function")`: its exit code then runs before the response'
         )
     if finding.kind == RETURNED_IN_TRANSACTION:
-        return f"commit or roll back before `putconn()`, or use `{with_} pool.connection() as conn:`, which does"
-    return _fix_lost(finding, finding.transactions[0], wait, with_)
+        return f"commit or roll back before `{called(words.give_back)}`, or use `{words.take}`, which does"
+    return _fix_lost(finding.transactions[0], words, in_pool=finding.pool is not None)
 
 
-def _fix_lost(finding: Finding, transaction: Transaction, wait: str, with_: str) -> str:
+def _fix_lost(transaction: Transaction, words: Words, *, in_pool: bool) -> str:
     if transaction.how is How.COMMIT and transaction.error is not None:
         if transaction.after_response:
-            return f"{_commit_before_the_response(wait)}; a commit that fails is then a 500"
+            return f"{_commit_before_the_response(words)}; a commit that fails is then a 500"
         return f"do not swallow {transaction.error}: let it go on to the client as a 4xx or 5xx, or try again"
     if {transaction.error, transaction.cause, transaction.failed_by} & _TRY_AGAIN:
         failed_by = transaction.failed_by or transaction.cause
         return f"do not swallow {failed_by}: run the whole transaction again, and answer 503 when that has failed, too"
     if transaction.how is How.ROLLBACK and transaction.cause == "GeneratorExit":
-        return f"call `{wait}conn.commit()` as soon as it is written, or let FastAPI run the generator with `Depends`"
+        return f"call `{words.commit}` as soon as it is written, or let FastAPI run the generator with `Depends`"
     if _failed_by_a_statement(transaction):
         return (
             f"do not swallow {transaction.failed_by or 'the error'}: the whole transaction failed with that statement;"
-            f" run what may fail inside `{with_} conn.transaction():`"
+            f" run what may fail inside `{words.savepoint}`"
         )
     if transaction.how is How.ROLLBACK:
-        return _fix_rollback(transaction, wait, with_)
+        return _fix_rollback(transaction, words)
     if transaction.savepoint is not None:
         return (
             "a statement before it had begun the transaction, so `conn.transaction()` was only a savepoint:"
-            f" call `{wait}conn.commit()`, or connect with `autocommit=True`"
+            f" call `{words.commit}`, or connect with `autocommit=True`"
         )
-    if finding.pool is not None or transaction.how is How.POOL:
+    if in_pool or transaction.how is How.POOL:
         return (
-            f"call `{wait}conn.commit()` before `putconn()`, or use `{with_} pool.connection() as conn:`, which commits"
+            f"call `{words.commit}` before `{called(words.give_back)}`, or use `{words.take_to_write}`, which commits"
         )
-    opening = "async with await psycopg.AsyncConnection.connect(…)" if wait else "with psycopg.connect(…)"
-    return f"call `{wait}conn.commit()` before `close()`, or use `{opening} as conn:`, which commits"
+    return f"call `{words.commit}` before `close()`, or use `{words.open_to_write}`, which commits"
 
 
-def _fix_rollback(transaction: Transaction, wait: str, with_: str) -> str:
+def _fix_rollback(transaction: Transaction, words: Words) -> str:
     if transaction.cause and transaction.after_response and not transaction.began_after_response:
-        return f"{_commit_before_the_response(wait)}; what fails later then takes nothing with it"
+        return f"{_commit_before_the_response(words)}; what fails later then takes nothing with it"
     if transaction.cause is None:
-        remedy = f"call `{wait}conn.commit()` before that, or answer with a 4xx or 5xx"
+        remedy = f"call `{words.commit}` before that, or answer with a 4xx or 5xx"
     else:
         error = "timeout" if transaction.cause == "CancelledError" else "exception"
         remedy = f"let the {error} go on to the client as a 4xx or 5xx, or commit what is to stay before it"
-    return f"{remedy}; on purpose: `{with_} conn.transaction(force_rollback=True):`"
+    return f"{remedy}; on purpose: `{words.undo_on_purpose}`" if words.undo_on_purpose else remedy
 
 
-def _commit_before_the_response(wait: str) -> str:
+def _commit_before_the_response(words: Words) -> str:
     return (
-        f"commit before the response: call `{wait}conn.commit()` in the path operation, or declare the dependency with"
+        f"commit before the response: call `{words.commit}` in the path operation, or declare the dependency with"
         ' `Depends(…, scope="function")`'
     )
 

@@ -46,6 +46,7 @@ class Operation:
         gids: The prepared transactions that it prepares or finishes.
         parameters: The parameters of the statement. They are not kept.
         cursor: The cursor that executes it, weakly: it will know the server's answer.
+        answered: The server's answer, where that is known without a cursor.
     """
 
     how: How | None = None
@@ -56,12 +57,13 @@ class Operation:
     gids: tuple[GidUse, ...] = ()
     parameters: Any = field(default=None, repr=False)
     cursor: weakref.ref[Any] | None = field(default=None, repr=False)
+    answered: str = ""
 
     @property
     def answer(self) -> str:
         """The server's answer to a statement that was executed, as ``INSERT 0 1``; empty where there is none."""
         cursor = self.cursor() if self.cursor is not None else None
-        return str(cursor.statusmessage or "") if cursor is not None else ""
+        return str(cursor.statusmessage or "") if cursor is not None else self.answered
 
 
 @dataclass(slots=True)
@@ -123,10 +125,12 @@ class TransactionTracking:
         transaction = self._open.get(serial)
         if transaction is None or status in ("INERROR", "ACTIVE"):
             return  # what is running at this moment may still be refused
-        if _how(operation) is How.COMMIT and not operation.is_block:
+        if how_of(operation) is How.COMMIT and not operation.is_block:
             if transaction.wrote is None and transaction.began.request is not None:
                 self._ask(transaction, facts, connection)
-        elif transaction.wrote is None or transaction.stale or _how(operation) is How.ROLLBACK or _is_due(transaction):
+        elif (
+            transaction.wrote is None or transaction.stale or how_of(operation) is How.ROLLBACK or _is_due(transaction)
+        ):
             self._ask(transaction, facts, connection)
 
     def after(
@@ -155,7 +159,7 @@ class TransactionTracking:
         if now in (IDLE, "UNKNOWN"):
             if transaction is not None:
                 del self._open[serial]
-                how = _how(operation) or _BY_ANSWER.get(operation.answer, How.UNKNOWN)
+                how = how_of(operation) or _BY_ANSWER.get(operation.answer, How.UNKNOWN)
                 self._ended(serial, facts, transaction, how, before, operation=operation, error=error)
             elif is_autocommit and error is None and (before == "ACTIVE" or _CHANGES.match(operation.answer)):
                 self._committed_by_itself(serial, facts)  # what a pipeline or a COPY did may have been a write
@@ -283,10 +287,12 @@ def _is_due(transaction: _Open) -> bool:
 def _in_its_turn(transaction: _Open, operation: Operation, now: str) -> Operation:
     """Return what has really been done: in a pipeline, what was asked for is done later, by something else."""
     if now == "ACTIVE":
-        transaction.queued = replace(operation, parameters=None) if _how(operation) is not None else transaction.queued
+        transaction.queued = (
+            replace(operation, parameters=None) if how_of(operation) is not None else transaction.queued
+        )
         return operation
     queued, transaction.queued = transaction.queued, None
-    return operation if queued is None or _how(operation) is not None else queued
+    return operation if queued is None or how_of(operation) is not None else queued
 
 
 def _take(transaction: _Open, backend: Backend) -> None:
@@ -304,7 +310,8 @@ def _is_of_a_block(query: str | None) -> bool:
     return query is not None and query.startswith(("RELEASE ", "SAVEPOINT "))
 
 
-def _how(operation: Operation) -> How | None:
+def how_of(operation: Operation) -> How | None:
+    """Return the end of a transaction that an operation asks for, in whatever way; None for any other statement."""
     if operation.is_block:
         return How.ROLLBACK if operation.fails or operation.forced else How.COMMIT
     if operation.how is not None or operation.statement is None:

@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass
 
 from pytest_pgleak.activity import Backend
-from pytest_pgleak.events import ConnectionFacts, Moment
+from pytest_pgleak.events import ConnectionFacts, Moment, PoolFacts
 
 
 class How(enum.Enum):
@@ -43,6 +43,7 @@ class Transaction:
         began_after_response: Whether the response of the request had started when it began.
         after_response: Whether it had when the transaction ended; None outside a request.
         pool: Serial of the pool of its connection.
+        pool_facts: What was known of that pool.
         holder: Where the connection was opened or checked out; the ledger knows.
     """
 
@@ -63,6 +64,7 @@ class Transaction:
     began_after_response: bool = False
     after_response: bool | None = None
     pool: int | None = None
+    pool_facts: PoolFacts | None = None
     holder: Moment | None = None
 
     @property

@@ -86,6 +86,7 @@ class PoolView:
     Attributes:
         members: How many connections of it are open.
         checked_out: How many of them are checked out.
+        dropped: How many idle ones the garbage collector has closed.
     """
 
     serial: int
@@ -94,6 +95,7 @@ class PoolView:
     ending: Ending
     members: int = 0
     checked_out: int = 0
+    dropped: int = 0
 
 
 @dataclass(frozen=True, slots=True)

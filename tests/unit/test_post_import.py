@@ -46,8 +46,10 @@ def watch(calls):
     hooks = []
 
     def watch(*names):
-        hook = PostImportHook(dict.fromkeys(names, calls.append))
+        hook = PostImportHook()
         hook.install()
+        for each in names:
+            hook.add(each, calls.append)
         hooks.append(hook)
         return hook
 
@@ -66,7 +68,8 @@ def test_a_module_that_is_imported_later(name, watch, calls):
 
 def test_the_module_is_complete_when_it_is_handed_over(name):
     values = []
-    hook = PostImportHook({name: lambda module: values.append((module.value, sys.modules[name] is module))})
+    hook = PostImportHook()
+    hook.add(name, lambda module: values.append((module.value, sys.modules[name] is module)))
     hook.install()
     try:
         importlib.import_module(name)
@@ -173,7 +176,7 @@ def test_after_uninstall_nothing_is_watched(name, watch, calls):
 
 
 def test_uninstall_without_install():
-    PostImportHook({}).uninstall()
+    PostImportHook().uninstall()
 
 
 def test_what_can_be_imported(name):

@@ -28,12 +28,11 @@ why it is needed all the same:
 from __future__ import annotations
 
 from pytest_pgleak.psycopg_internals.connections import connection_patches
-from pytest_pgleak.psycopg_internals.idle import finish, in_hand, is_in_a_pool, keeps_connections, while_idle
+from pytest_pgleak.psycopg_internals.idle import in_hand, is_in_a_pool, keeps_connections, while_idle
 from pytest_pgleak.psycopg_internals.pools import pool_patches
 
 __all__ = [
     "connection_patches",
-    "finish",
     "in_hand",
     "is_in_a_pool",
     "keeps_connections",

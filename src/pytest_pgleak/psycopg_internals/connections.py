@@ -10,9 +10,10 @@ from types import ModuleType
 from typing import Any
 
 from pytest_pgleak.events import ConnectionFacts
+from pytest_pgleak.libraries.opening import opening_pool
 from pytest_pgleak.patching import Patch, Patches
 from pytest_pgleak.psycopg_internals.idle import is_in_a_pool
-from pytest_pgleak.psycopg_internals.operations import opening_pool, operation_of, status_of
+from pytest_pgleak.psycopg_internals.operations import operation_of, status_of
 from pytest_pgleak.tracking import Tracker
 from pytest_pgleak.transactions import How
 

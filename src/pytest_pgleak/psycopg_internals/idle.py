@@ -5,14 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pytest_pgleak.events import ConnectionFacts
 from pytest_pgleak.psycopg_internals.operations import status_of
-
-
-def finish(facts: ConnectionFacts) -> None:
-    """Close a connection on the client's side, without asking its pool or its event loop."""
-    if (connection := facts.reference()) is not None:
-        connection.pgconn.finish()
 
 
 def keeps_connections(pool: Any) -> bool:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import weakref
-from contextvars import ContextVar
 from typing import Any
 
 from pytest_pgleak.prepared.gids import GidUse, gids_in
 from pytest_pgleak.transaction_tracking import Operation
 from pytest_pgleak.transactions import How
-
-opening_pool: ContextVar[Any] = ContextVar("pgleak_opening_pool", default=None)
-"""The pool that is opening a connection here and now."""
 
 
 def status_of(connection: Any) -> str:

@@ -9,8 +9,9 @@ from types import ModuleType
 from typing import Any
 
 from pytest_pgleak.events import PoolFacts
+from pytest_pgleak.libraries.opening import opening_for
 from pytest_pgleak.patching import Patch, Patches
-from pytest_pgleak.psycopg_internals.operations import opening_pool, status_of
+from pytest_pgleak.psycopg_internals.operations import status_of
 from pytest_pgleak.tracking import Tracker
 from pytest_pgleak.transactions import How
 
@@ -115,14 +116,12 @@ def _wrap_pool_connect(tracker: Tracker, original: Method) -> Method:
     @functools.wraps(original)
     def _connect(self: Any, *args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
-        token = opening_pool.set(self)
         try:
-            connection = original(self, *args, **kwargs)
+            with opening_for(self):
+                connection = original(self, *args, **kwargs)
         except Exception as error:
             tracker.pool_has_tried(self, error)
             raise
-        finally:
-            opening_pool.reset(token)
         tracker.pool_has_tried(self, None)
         tracker.configured(connection)
         return connection
@@ -134,14 +133,12 @@ def _wrap_async_pool_connect(tracker: Tracker, original: Method) -> Method:
     @functools.wraps(original)
     async def _connect(self: Any, *args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
-        token = opening_pool.set(self)
         try:
-            connection = await original(self, *args, **kwargs)
+            with opening_for(self):
+                connection = await original(self, *args, **kwargs)
         except Exception as error:
             tracker.pool_has_tried(self, error)
             raise
-        finally:
-            opening_pool.reset(token)
         tracker.pool_has_tried(self, None)
         tracker.configured(connection)
         return connection

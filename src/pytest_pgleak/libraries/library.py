@@ -1,0 +1,126 @@
+"""What has to be known of a library beyond what happened: how to ask its objects, and how its users write things.
+
+Pure as far as it goes: a `Library` imports nothing; it only asks the objects that it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pytest_pgleak.frames import RawStack
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """How one writes with a library what a fix asks for. Each is code, as it would stand in the user's file.
+
+    Attributes:
+        open: Opens a connection and closes it, as ``with psycopg.connect(…) as conn:``.
+        close: Closes a connection.
+        commit: Commits.
+        rollback: Rolls back.
+        transaction: A block that is one transaction.
+        savepoint: A block that may fail without taking the whole transaction with it.
+        take: Takes a connection from a pool and gives it back.
+        give_back: Gives a connection back to its pool.
+        open_pool: Opens a pool and closes it.
+        pool: What to make once for the whole application instead of in each request, as "open one pool".
+        undo_on_purpose: A transaction that is rolled back on purpose; empty where there is no such thing.
+        drops_slot: What happens when a connection is dropped that was out of its pool.
+        writing: ``open`` and ``take`` for who writes: they commit. Empty where ``open`` and ``take`` do.
+        session_of: What has the connection while it is out, in the library's word, as "Session"; empty for nothing.
+    """
+
+    open: str
+    close: str
+    commit: str
+    rollback: str
+    transaction: str
+    savepoint: str
+    take: str
+    give_back: str
+    open_pool: str
+    pool: str = "open one pool"
+    undo_on_purpose: str = ""
+    drops_slot: str = "the pool has lost this slot for ever"
+    writing: str = ""
+    session_of: str = ""
+
+    @property
+    def open_to_write(self) -> str:
+        """What opens a connection, commits and closes it."""
+        return self.writing or self.open
+
+    @property
+    def take_to_write(self) -> str:
+        """What takes a connection, commits and gives it back."""
+        return self.writing or self.take
+
+
+def called(code: str) -> str:
+    """Name the method that a piece of code calls: "putconn()" for "await pool.putconn(conn)"."""
+    return code.partition("(")[0].rpartition(".")[2] + "()"
+
+
+class Library:
+    """Asks a library's connections and pools. The defaults ask as psycopg's objects are asked.
+
+    Attributes:
+        name: Name of the distribution.
+        pool_is_lazy: Whether a pool of it holds nothing before it is used, so that an unused one needs no close.
+        ends_transactions: Whether giving a connection back ends its transaction by design, without a word.
+        lends_sessions: Whether pgleak may look into the sessions of pooled connections.
+    """
+
+    name: str = ""
+    pool_is_lazy: bool = False
+    ends_transactions: bool = False
+    lends_sessions: bool = False
+
+    def words(self, class_name: str, is_async: bool, stack: RawStack = ()) -> Words:
+        """Return how one writes things.
+
+        Args:
+            class_name: Name of the class of the connection or pool.
+            is_async: Whether it is used with ``await``.
+            stack: Where it was opened or taken: a library may have several ways.
+        """
+        raise NotImplementedError
+
+    def is_closed(self, thing: Any) -> bool:
+        """Tell whether a connection or a pool is closed."""
+        return bool(thing.closed)
+
+    def transaction_status(self, connection: Any) -> str:
+        """Return the name of psycopg's ``TransactionStatus`` that describes a connection."""
+        return str(connection.info.transaction_status.name)
+
+    def is_autocommit(self, connection: Any) -> bool:
+        """Tell whether a statement of its own is committed at once."""
+        return bool(connection.autocommit)
+
+    def parameters(self, connection: Any) -> dict[str, str]:
+        """Return with which libpq parameters a connection's server can be reached. There may be a password in it."""
+        raise NotImplementedError
+
+    def roll_back(self, connection: Any) -> Awaitable[object] | None:
+        """Roll back what a connection has open; return what is still to be awaited."""
+        result: Awaitable[object] | None = connection.rollback()
+        return result
+
+    def close_pool(self, pool: Any, timeout: float) -> Awaitable[object] | None:
+        """Close a pool; return what is still to be awaited.
+
+        Args:
+            pool: The pool.
+            timeout: How long it may take, seconds.
+        """
+        result: Awaitable[object] | None = pool.close(timeout=timeout)
+        return result
+
+    def give_back(self, pool: Any, connection: Any) -> Awaitable[object] | None:  # noqa: ARG002 - for those who can
+        """Give a connection, its backend just terminated, back to its pool; return what is still to be awaited."""
+        return None

@@ -1,0 +1,58 @@
+"""psycopg2 as far as no patch is concerned: what its objects say, and how one writes things with it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any, Final
+
+from pytest_pgleak.libraries.library import Library, Words
+
+if TYPE_CHECKING:
+    from pytest_pgleak.frames import RawStack
+
+_STATUSES: Final = ("IDLE", "ACTIVE", "INTRANS", "INERROR", "UNKNOWN")
+
+
+class Psycopg2(Library):
+    """psycopg2."""
+
+    name = "psycopg2"
+
+    def words(self, class_name: str, is_async: bool, stack: RawStack = ()) -> Words:  # noqa: ARG002 - one way only
+        """Return how one writes things with psycopg2. Its ``with conn:`` commits, and does not close."""
+        pool = class_name if class_name.endswith("Pool") else "ThreadedConnectionPool"
+        return Words(
+            open="with contextlib.closing(psycopg2.connect(…)) as conn:",
+            close="conn.close()",
+            commit="conn.commit()",
+            rollback="conn.rollback()",
+            transaction="with conn:",
+            savepoint="SAVEPOINT",
+            take="try: … finally: pool.putconn(conn)",
+            give_back="pool.putconn(conn)",
+            open_pool=f"with contextlib.closing({pool}(…)) as pool:",
+            writing="with conn:",
+        )
+
+    def transaction_status(self, connection: Any) -> str:
+        """Return the name of the status; psycopg2 has the numbers of it."""
+        return "UNKNOWN" if connection.closed else _STATUSES[connection.get_transaction_status()]
+
+    def parameters(self, connection: Any) -> dict[str, str]:
+        """Return where a connection leads, and its password."""
+        given = {str(name): str(value) for name, value in connection.info.dsn_parameters.items() if value}
+        password = connection.info.password
+        return given | ({"password": password} if password else {})
+
+    def close_pool(self, pool: Any, timeout: float) -> Awaitable[object] | None:  # noqa: ARG002 - it does not wait
+        """Close all connections of a pool, those that are out included."""
+        pool.closeall()
+        return None
+
+    def give_back(self, pool: Any, connection: Any) -> Awaitable[object] | None:
+        """Give a connection back to be closed."""
+        pool.putconn(connection, close=True)
+        return None
+
+
+PSYCOPG2: Final = Psycopg2()

@@ -1,0 +1,75 @@
+"""How one writes things with SQLAlchemy. Pure."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Awaitable
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, Final
+
+from pytest_pgleak.libraries.library import Library, Words
+
+if TYPE_CHECKING:
+    from pytest_pgleak.frames import RawStack
+
+_SESSIONS: Final = (("sqlalchemy", "orm", "session.py"), ("ext", "asyncio", "session.py"), ("orm", "scoping.py"))
+
+
+class SqlAlchemy(Library):
+    """SQLAlchemy 2: an engine's pool. The connections in it are a driver's."""
+
+    name = "SQLAlchemy"
+    pool_is_lazy = True
+    ends_transactions = True
+
+    def words(self, class_name: str, is_async: bool, stack: RawStack = ()) -> Words:  # noqa: ARG002 - of no account
+        """Return how one writes things, with a ``Session`` where that is how the connection was taken."""
+        return _words(is_async, any(_is_sessions(code.co_filename) for code, _ in stack))
+
+    def is_closed(self, thing: Any) -> bool:  # noqa: ARG002 - a disposed pool can be used again
+        """Never: ``dispose`` leaves a new pool in the place of the old one, which is told apart."""
+        return False
+
+    def close_pool(self, pool: Any, timeout: float) -> Awaitable[object] | None:  # noqa: ARG002 - it is quick
+        """Close the idle connections of an engine."""
+        if not getattr(pool, "_is_asyncio", False):
+            pool.dispose()
+            return None
+        result: Awaitable[object] = importlib.import_module("sqlalchemy.util").greenlet_spawn(pool.dispose)
+        return result
+
+
+SQLALCHEMY: Final = SqlAlchemy()
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_sessions(filename: str) -> bool:
+    parts = PurePath(filename).parts
+    return any(parts[-len(place) :] == place for place in _SESSIONS)
+
+
+@functools.lru_cache(maxsize=4)
+def _words(is_async: bool, by_session: bool) -> Words:
+    wait, with_, prefix = ("await ", "async with", "Async") if is_async else ("", "with", "")
+    name = "session" if by_session else "conn"
+    take = f"{with_} {prefix}Session(engine) as session:" if by_session else f"{with_} engine.connect() as conn:"
+    return Words(
+        open=take,
+        close=f"{wait}{name}.close()",
+        commit=f"{wait}{name}.commit()",
+        rollback=f"{wait}{name}.rollback()",
+        transaction=f"{with_} {name}.begin():",
+        savepoint=f"{with_} {name}.begin_nested():",
+        take=take,
+        give_back=f"{wait}{name}.close()",
+        open_pool=f"{wait}engine.dispose()",
+        pool="make one engine",
+        drops_slot="SQLAlchemy terminated the connection then"
+        if is_async
+        else "SQLAlchemy took the connection back then",
+        writing=f"{with_} {prefix}Session(engine) as session, session.begin():"
+        if by_session
+        else f"{with_} engine.begin() as conn:",
+        session_of=f"{prefix}Session" if by_session else f"{prefix}Connection",
+    )
