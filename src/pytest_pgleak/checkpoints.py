@@ -53,6 +53,7 @@ class Judge:
         watched_databases: Server and name of databases to look at even when nothing of them is open here.
         prepared: Looks after prepared transactions.
         sessions: Knows what was left in the sessions of pooled connections.
+        may_be_ours: Tells whether a backend that nobody here has opened may be this process's doing at all.
     """
 
     def __init__(
@@ -64,7 +65,9 @@ class Judge:
         watched_databases: Callable[[], Iterable[tuple[tuple[str, str], str]]],
         prepared: PreparedWatch,
         sessions: SessionTracking,
+        may_be_ours: Callable[[Backend], bool] = lambda _backend: True,
     ) -> None:
+        self._may_be_ours = may_be_ours
         self._sessions = sessions
         self._prepared = prepared
         self._ledger = ledger
@@ -98,7 +101,11 @@ class Judge:
                 if checkpoint.keep(finding, checkpoint.view)
             )
             if checkpoint.new_backends:
-                new = self._observers.new_backends(self.watched(), self._ledger.known_pids)
+                new = tuple(
+                    backend
+                    for backend in self._observers.new_backends(self.watched(), self._ledger.known_pids)
+                    if self._may_be_ours(backend)
+                )
                 activity = self._observers.look((), new)
                 found += find(View(), activity, checkpoint.question)
             prepared = self._prepared.look(checkpoint.view, checkpoint.question, checkpoint.new_backends)

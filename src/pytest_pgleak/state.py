@@ -74,13 +74,13 @@ class State:
             lambda: self.watched_databases,
             prepared,
             self.sessions,
+            self._may_be_ours,
         )
         self.budget = Budget(
             self.ledger,
             self.observers,
             self.judge.watched,
-            # With xdist, what is new in a database that is not ours is as likely another worker's.
-            lambda backend: not hasattr(config, "workerinput") or backend.datname in self.own_databases,
+            self._may_be_ours,
             self.fault,
         )
         self.healer = Healer(self.observers, self.may_terminate, prepared.heal, self.sessions.undo)
@@ -157,6 +157,10 @@ class State:
 
     def _judges_sessions(self) -> bool:
         return self.checking and self.settings.level(SESSION_STATE) != "off"
+
+    def _may_be_ours(self, backend: Backend) -> bool:
+        # With xdist, what is new in a database that is not ours is as likely another worker's.
+        return not hasattr(self.config, "workerinput") or backend.datname in self.own_databases
 
     def _witness(self, facts: ConnectionFacts, connection: Any, wait: bool) -> Backend | None:
         # Unchecked tests must not pay for a look that nobody will read.
