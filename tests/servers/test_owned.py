@@ -185,7 +185,8 @@ def test_the_sweep_stops_a_server_that_lost_everybody(any_plan, run_dir, wait_un
     lease = rundir.create(run_dir.path, user)
     data = lease.path / "data"
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": "/", **identity}
-    subprocess.run(cluster.initdb_command(bindir, data, any_plan.version), check=True, **quiet)
+    initdb = cluster.initdb_command(bindir, any_plan.version)
+    subprocess.run([*initdb, "-D", str(data)], check=True, **quiet)
     # No supervisor here, and the parent outlives it: nothing but the sweep ends it.
     server = subprocess.Popen(cluster.postgres_command(bindir, data, lease.path, any_plan.version), **quiet)
     assert wait_until((lease.path / ".s.PGSQL.5432").exists)

@@ -35,15 +35,15 @@ _SETTINGS = {
 }
 
 
-def initdb_command(bindir: Path, data: Path, version: str) -> list[str]:
-    """The command that creates the cluster.
+def initdb_command(bindir: Path, version: str) -> list[str]:
+    """The command that creates the cluster, without the directory.
 
     ``trust`` is safe: the socket lies in a directory that only this user and root may enter.
     """
     options = ["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", "--wal-segsize=1"]
     if major(version) >= _CHECKSUMS_SINCE:
         options.append("--no-data-checksums")
-    return [str(bindir / "initdb"), "-D", str(data), *options]
+    return [str(bindir / "initdb"), *options]
 
 
 def postgres_command(bindir: Path, data: Path, socket_dir: Path, version: str) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from pytest_pgleak.servers import binaries, cluster, conninfo, leftovers, libpq, privilege, rundir, runtime
+from pytest_pgleak.servers import binaries, cluster, conninfo, leftovers, libpq, privilege, rundir, runtime, template
 from pytest_pgleak.servers.supervisor import Supervisor
 from pytest_pgleak.servers.values import Plan, RunningServer, ServerError
 
@@ -26,13 +26,32 @@ def start_owned(plan: Plan) -> RunningServer:
     user = privilege.server_user()
     assert plan.bindir is not None
     bindir = runtime.usable_bindir(plan.bindir, user)
+    initdb = cluster.initdb_command(bindir, plan.version or binaries.version_of(bindir) or "")
+    found = template.locate(initdb, user)
+    try:
+        return _start(plan, bindir, user, initdb, found)
+    except ServerError:
+        if found is None or not found.path.exists():
+            raise
+    # The copy may be what was wrong with it: once more, with a new one.
+    found.discard()
+    return _start(plan, bindir, user, initdb, found)
+
+
+def _start(
+    plan: Plan, bindir: Path, user: privilege.OsUser | None, initdb: list[str], found: template.Template | None
+) -> RunningServer:
     parent = rundir.choose_parent(user)
     rundir.sweep(parent, user)
     leases = [rundir.create(parent, user)]
     try:
         if (socket := rundir.socket_lease(leases[0].path, user)) is not None:
             leases.append(socket)
-        supervisor = _supervise(plan, bindir, leases, user)
+        data = leases[0].path / leftovers.DATA
+        postgres = cluster.postgres_command(
+            bindir, data, leases[-1].path, plan.version or binaries.version_of(bindir) or ""
+        )
+        supervisor = Supervisor(leases, user, found, [*initdb, "-D", str(data)], postgres)
     except BaseException:
         for lease in leases:
             lease.release()
@@ -46,14 +65,6 @@ def start_owned(plan: Plan) -> RunningServer:
         raise
     description = f"PostgreSQL {version} {plan.origin}"
     return RunningServer(dsn, version, plan.source, description, owned=True, _stop=supervisor.stop)
-
-
-def _supervise(plan: Plan, bindir: Path, leases: list[rundir.Lease], user: privilege.OsUser | None) -> Supervisor:
-    version = plan.version or binaries.version_of(bindir) or ""
-    data = leases[0].path / leftovers.DATA
-    initdb = cluster.initdb_command(bindir, data, version)
-    postgres = cluster.postgres_command(bindir, data, leases[-1].path, version)
-    return Supervisor(leases, user, initdb, postgres)
 
 
 def _await_ready(plan: Plan, supervisor: Supervisor, dsn: str) -> str:

@@ -18,6 +18,7 @@ from pytest_pgleak.servers.values import ServerError
 if TYPE_CHECKING:
     from pytest_pgleak.servers.privilege import OsUser
     from pytest_pgleak.servers.rundir import Lease
+    from pytest_pgleak.servers.template import Template
 
 _SCRIPT = Path(__file__).with_name("supervisor_main.py")
 _LOG = "server.log"
@@ -31,11 +32,19 @@ class Supervisor:
     Args:
         leases: The run directory's, and any further that goes with it.
         user: Whom it becomes; None to stay.
+        template: The template that saves initdb, if there is a place for one.
         initdb: The command that creates the cluster.
         postgres: The command that runs it.
     """
 
-    def __init__(self, leases: list[Lease], user: OsUser | None, initdb: list[str], postgres: list[str]) -> None:
+    def __init__(
+        self,
+        leases: list[Lease],
+        user: OsUser | None,
+        template: Template | None,
+        initdb: list[str],
+        postgres: list[str],
+    ) -> None:
         self._leases = leases
         self._pid = os.getpid()
         self._stopping = threading.Lock()
@@ -45,7 +54,7 @@ class Supervisor:
         # Opened before the directory's new owner can have put anything in its place, and read through this descriptor.
         python = _python()
         self._log = os.open(leases[0].path / _LOG, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
-        head = [str(user.uid), str(user.gid)] if user else ["-", "-"]
+        head = [*([str(user.uid), str(user.gid)] if user else ["-", "-"]), str(template.path) if template else "-"]
         directories = [str(lease.path) for lease in leases]
         # Started as ourselves, not as `user`: this Python may be out of their reach.
         self._process = subprocess.Popen(  # noqa: S603 - our own script

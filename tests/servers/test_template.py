@@ -1,0 +1,128 @@
+"""The cached cluster: made once, copied, and never trusted."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from pytest_pgleak.servers import ServerError, cluster, privilege, runtime, start, template
+
+
+@pytest.fixture
+def cache(run_dir, monkeypatch):
+    """A cache of this test's own, beside the directories of its servers."""
+    directory = Path(f"{run_dir.path}-cache")
+    directory.mkdir()
+    directory.chmod(0o755)
+    monkeypatch.setenv("PGLEAK_CACHE_DIR", str(directory))
+    yield directory
+    for path in sorted(directory.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    directory.rmdir()
+
+
+def templates(cache):
+    return sorted(cache.glob("clusters-*/*.cluster"))
+
+
+@pytest.fixture
+def use(owned_plan, run_dir, query):
+    """Start a server, use it, stop it; tell whether initdb has run."""
+
+    def use():
+        server = start(owned_plan)
+        try:
+            assert query(server.dsn, "select count(*) from pg_class") > 100
+            [log] = run_dir.path.glob("pgleak-*/server.log")
+            return "initialized with locale" in log.read_text()
+        finally:
+            server.stop()
+
+    return use
+
+
+def test_the_second_server_needs_no_initdb(use, cache, run_dir):
+    assert use()
+    [made] = templates(cache)
+    assert stat.S_IMODE(made.stat().st_mode) == 0o600
+    assert stat.S_IMODE(made.parent.stat().st_mode) == 0o700
+    assert not use()
+    assert templates(cache) == [made]
+    assert run_dir.traces() == []
+
+
+@pytest.mark.parametrize("harm", ["cut off", "longer", "empty", "other index", "not private"])
+def test_a_broken_template_is_made_again(harm, use, cache):
+    use()
+    [made] = templates(cache)
+    content = made.read_bytes()
+    if harm == "not private":
+        made.chmod(0o644)
+    else:
+        made.write_bytes(
+            {
+                "cut off": content[:-1],
+                "longer": content + b"x",
+                "empty": b"",
+                "other index": content[:16] + b"/../escaped\n" + content[16 : -len(b"/../escaped\n")],
+            }[harm]
+        )
+    assert use()
+    assert templates(cache)[0].read_bytes()[:16] == content[:16]
+    assert not use()
+
+
+def test_a_template_that_does_not_start_is_made_again(use, cache):
+    use()
+    [made] = templates(cache)
+    content = bytearray(made.read_bytes())
+    # The control file holds a checksum of itself; all of it is in the second half of a template, sorted by name.
+    index = bytes(content[16 : content.index(b"\n\n")]).decode().splitlines()
+    at = content.index(b"\n\n") + 2
+    for line in index:
+        if not line.startswith("/"):
+            size, _, name = line.partition(" ")
+            if name == "/global/pg_control":
+                content[at : at + 64] = bytes(64)
+            at += int(size)
+    made.write_bytes(content)
+    assert use()  # the second attempt
+    assert not use()
+
+
+def test_where_there_is_no_place_it_goes_without(use, cache, monkeypatch):
+    monkeypatch.setenv("PGLEAK_CACHE_DIR", "/proc/nowhere")
+    assert use()
+    assert use()
+    assert templates(cache) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make what belongs to somebody else")
+def test_a_directory_of_somebody_else_is_not_used(use, cache):
+    user = privilege.server_user()
+    directory = cache / f"clusters-{user.uid}"
+    directory.mkdir(mode=0o700)
+    os.chown(directory, user.uid + 1, user.gid)
+    assert use()
+    assert use()
+    assert templates(cache) == []
+
+
+def test_the_key_depends_on_the_program_and_the_options(any_plan, cache):
+    user = privilege.server_user()
+    bindir = runtime.usable_bindir(any_plan.bindir, user)
+    command = cluster.initdb_command(bindir, any_plan.version)
+    one = template.locate(command, user)
+    assert one is not None
+    assert one == template.locate(command, user)
+    assert one != template.locate([*command, "--encoding=LATIN1"], user)
+
+
+def test_what_is_wrong_with_the_binaries_is_told_once(any_plan, cache, run_dir, monkeypatch):
+    monkeypatch.setattr(cluster, "postgres_command", lambda bindir, *_: [str(bindir / "postgres"), "--no-such-option"])
+    with pytest.raises(ServerError, match="no-such-option"):
+        start(any_plan)
+    assert run_dir.is_clean()
