@@ -49,14 +49,20 @@ class Postgres:
         return f"<Postgres {self.version} from {self.source} ({redacted(self.dsn)})>"
 
 
-def server_plan(settings: Settings) -> Plan:
+def server_plan(settings: Settings, run_id: str | None = None) -> Plan:
     """Choose a server without starting it.
+
+    Args:
+        settings: The settings.
+        run_id: What the processes have in common that are to share one; None for a server of one's own.
 
     Raises:
         ServerError: There is none to be had.
     """
     return plan(
-        ServerRequest(settings.server, settings.dsn, settings.bindir, settings.docker_image, settings.dsn_option)
+        ServerRequest(
+            settings.server, settings.dsn, settings.bindir, settings.docker_image, settings.dsn_option, run_id
+        )
     )
 
 
@@ -64,7 +70,9 @@ def start_server(config: pytest.Config) -> Any:
     """Start the server that the settings ask for: the plugin's own answer to ``pytest_pgleak_server``."""
     from pytest_pgleak.plugin import get_state
 
-    return start(server_plan(get_state(config).settings))
+    # xdist gives all workers of a run, and no others, the same id.
+    run_id = getattr(config, "workerinput", {}).get("testrunuid")
+    return start(server_plan(get_state(config).settings, run_id))
 
 
 def obtain_server(state: State) -> Postgres:

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_pgleak.servers import binaries, cluster, conninfo, leftovers, libpq, privilege, rundir, runtime, template
+from pytest_pgleak.servers import (
+    binaries,
+    cluster,
+    conninfo,
+    leftovers,
+    libpq,
+    privilege,
+    rundir,
+    runtime,
+    sharing,
+    template,
+)
 from pytest_pgleak.servers.supervisor import Supervisor
 from pytest_pgleak.servers.values import Plan, RunningServer, ServerError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 _START_TIMEOUT = 60.0  # seconds; usually 0.3 on a tmpfs, 1.5 on a disk
@@ -28,22 +42,44 @@ def start_owned(plan: Plan) -> RunningServer:
     bindir = runtime.usable_bindir(plan.bindir, user)
     initdb = cluster.initdb_command(bindir, plan.version or binaries.version_of(bindir) or "")
     found = template.locate(initdb, user)
+    parts = _Parts(plan, bindir, user, initdb, found)
+    parent = rundir.choose_parent(user)
+    if plan.request.run_id is None:
+        return _with_template(parts, lambda: _start(parts, [_new_directory(parent, user)]))
+    start_shared = functools.partial(_start, parts, shared=True)
+    place = sharing.Place(parent, user, plan.request.run_id)
+    return _with_template(parts, lambda: sharing.share(place, plan, start_shared))
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a server is made of."""
+
+    plan: Plan
+    bindir: Path
+    user: privilege.OsUser | None
+    initdb: list[str]
+    template: template.Template | None
+
+
+def _new_directory(parent: Path, user: privilege.OsUser | None) -> rundir.Lease:
+    rundir.sweep(parent, user)
+    return rundir.create(parent, user)
+
+
+def _with_template(parts: _Parts, start: Callable[[], RunningServer]) -> RunningServer:
     try:
-        return _start(plan, bindir, user, initdb, found)
+        return start()
     except ServerError:
-        if found is None or not found.path.exists():
+        if parts.template is None or not parts.template.path.exists():
             raise
     # The copy may be what was wrong with it: once more, with a new one.
-    found.discard()
-    return _start(plan, bindir, user, initdb, found)
+    parts.template.discard()
+    return start()
 
 
-def _start(
-    plan: Plan, bindir: Path, user: privilege.OsUser | None, initdb: list[str], found: template.Template | None
-) -> RunningServer:
-    parent = rundir.choose_parent(user)
-    rundir.sweep(parent, user)
-    leases = [rundir.create(parent, user)]
+def _start(parts: _Parts, leases: list[rundir.Lease], *, shared: bool = False) -> RunningServer:
+    plan, bindir, user = parts.plan, parts.bindir, parts.user
     try:
         if (socket := rundir.socket_lease(leases[0].path, user)) is not None:
             leases.append(socket)
@@ -51,7 +87,8 @@ def _start(
         postgres = cluster.postgres_command(
             bindir, data, leases[-1].path, plan.version or binaries.version_of(bindir) or ""
         )
-        supervisor = Supervisor(leases, user, found, [*initdb, "-D", str(data)], postgres)
+        initdb = [*parts.initdb, "-D", str(data)]
+        supervisor = Supervisor(leases, user, parts.template, initdb, postgres, shared=shared)
     except BaseException:
         for lease in leases:
             lease.release()

@@ -7,11 +7,14 @@ be left locked, and what is not locked is nobody's.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import shutil
 import stat
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +26,8 @@ _SHM = Path("/dev/shm")  # noqa: S108 - a private directory is made in it with m
 _MIN_FREE = 512 * 2**20  # bytes; a container's default of 64 MB would be filled by a cluster (28 MB) and its WAL
 _MAX_SOCKET_PATH = 103  # bytes: sun_path has 104 on macOS and 108 on Linux, with the closing zero
 _SOCKET = "/.s.PGSQL.5432"
+_STARTING = "start.lock"
+_PUBLISHED = "published"
 
 # Held by this process. At module level, because a handler for fork() can be registered but never removed.
 _held: set[int] = set()
@@ -40,13 +45,24 @@ class Lease:
     _fd: int
     _pid: int
 
-    def release(self) -> None:
-        """Give the directory up; idempotent, and nothing in a child of fork()."""
-        if self._fd in _held and self._pid == os.getpid():
-            _held.discard(self._fd)
-            # Not just closed: an inherited copy in a child that does not know of us would keep the lock.
-            fcntl.flock(self._fd, fcntl.LOCK_UN)
-            os.close(self._fd)
+    def release(self) -> bool:
+        """Give the directory up; idempotent, and nothing in a child of fork().
+
+        Returns:
+            Whether nobody else had it.
+        """
+        if self._fd not in _held or self._pid != os.getpid():
+            return False
+        _held.discard(self._fd)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            was_last = True
+        except BlockingIOError:
+            was_last = False
+        # Not just closed: an inherited copy in a child that does not know of us would keep the lock.
+        fcntl.flock(self._fd, fcntl.LOCK_UN)
+        os.close(self._fd)
+        return was_last
 
 
 def choose_parent(user: privilege.OsUser | None) -> Path:
@@ -81,22 +97,127 @@ def create(parent: Path, user: privilege.OsUser | None) -> Lease:
     Raises:
         ServerError: If it cannot be made.
     """
-    try:
+    with _explained(parent):
         building = Path(tempfile.mkdtemp(prefix="new-pgleak-", dir=parent))
-        fd = os.open(building / leftovers.LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        fcntl.flock(fd, fcntl.LOCK_SH)
+        fd = _locked(building / leftovers.LOCK, fcntl.LOCK_SH)
         # Renamed only now: a sweep that saw it unlocked would take it for a leftover.
         path = parent / building.name.removeprefix("new-")
         building.rename(path)
-        if user is not None:
-            os.chown(path / leftovers.LOCK, user.uid, user.gid)
+        _give_to(user, path, leftovers.LOCK)
+    _held.add(fd)
+    return Lease(path, fd, os.getpid())
+
+
+def claim(parent: Path, user: privilege.OsUser | None, name: str) -> tuple[Lease, Lease] | None:
+    """Make a directory of a given name, if nobody else has.
+
+    Args:
+        parent: Where.
+        user: Whom it belongs to; None for the current user.
+        name: Its name, without the prefix.
+
+    Returns:
+        The lease, and another one that holds whoever waits in `join` until it is released; None where the directory is
+        there already.
+
+    Raises:
+        ServerError: If it cannot be made.
+    """
+    path = parent / f"{leftovers.PREFIX}{name}"
+    with _explained(parent):
+        building = Path(tempfile.mkdtemp(prefix="new-pgleak-", dir=parent))
+        fd = _locked(building / leftovers.LOCK, fcntl.LOCK_SH)
+        starting = _locked(building / _STARTING, fcntl.LOCK_EX)
+        try:
+            building.rename(path)  # not over a directory in which there is something
+        except OSError as error:
+            for each in (fd, starting):
+                os.close(each)
+            shutil.rmtree(building, ignore_errors=True)
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return None
+            raise
+        _give_to(user, path, leftovers.LOCK, _STARTING)
+    _held.update((fd, starting))
+    return Lease(path, fd, os.getpid()), Lease(path / _STARTING, starting, os.getpid())
+
+
+def join(path: Path, user: privilege.OsUser | None) -> tuple[Lease, str] | None:
+    """Take part in a directory that another process has claimed, as soon as that one has published something.
+
+    Args:
+        path: The directory.
+        user: Whom it belongs to; None for the current user.
+
+    Returns:
+        A lease, and what was published; None where the other one has failed or died, or the directory is going away.
+    """
+    ours = {os.geteuid()} | ({user.uid} if user else set())
+    try:
+        waiting = os.open(path / _STARTING, os.O_RDWR | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        if path.lstat().st_uid not in ours or os.fstat(waiting).st_uid not in ours:
+            return None
+        fcntl.flock(waiting, fcntl.LOCK_SH)  # the kernel releases it, however the other one ends
+        published = (path / _PUBLISHED).read_text(encoding="utf-8")
+        lease = hold(path)
+    except OSError:
+        return None
+    finally:
+        os.close(waiting)
+    return None if lease is None else (lease, published)
+
+
+def hold(path: Path) -> Lease | None:
+    """Take part in a directory of ours that is there; None where it is going away."""
+    try:
+        fd = os.open(path / leftovers.LOCK, os.O_RDWR | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        if os.fstat(fd).st_ino == (path / leftovers.LOCK).lstat().st_ino:  # removed, and perhaps made anew, meanwhile
+            _held.add(fd)
+            return Lease(path, fd, os.getpid())
+    except OSError:
+        pass
+    os.close(fd)
+    return None
+
+
+def publish(lease: Lease, text: str) -> None:
+    """Tell those who wait in `join`.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    building = lease.path / f"{_PUBLISHED}.new"
+    building.write_text(text, encoding="utf-8")
+    building.rename(lease.path / _PUBLISHED)
+
+
+def _locked(path: Path, operation: int) -> int:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    fcntl.flock(fd, operation)
+    return fd
+
+
+def _give_to(user: privilege.OsUser | None, directory: Path, *names: str) -> None:
+    if user is not None:
+        for path in (*(directory / name for name in names), directory):
             os.chown(path, user.uid, user.gid)
+
+
+@contextmanager
+def _explained(parent: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise ServerError(
             f"No directory for the test server can be made in {parent}: {error}.\nName another in {_VARIABLE}."
         ) from error
-    _held.add(fd)
-    return Lease(path, fd, os.getpid())
 
 
 def socket_lease(run_dir: Path, user: privilege.OsUser | None) -> Lease | None:

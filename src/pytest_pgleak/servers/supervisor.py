@@ -35,6 +35,7 @@ class Supervisor:
         template: The template that saves initdb, if there is a place for one.
         initdb: The command that creates the cluster.
         postgres: The command that runs it.
+        shared: Whether other processes may join.
     """
 
     def __init__(
@@ -44,7 +45,10 @@ class Supervisor:
         template: Template | None,
         initdb: list[str],
         postgres: list[str],
+        *,
+        shared: bool = False,
     ) -> None:
+        self._shared = shared
         self._leases = leases
         self._pid = os.getpid()
         self._stopping = threading.Lock()
@@ -93,6 +97,8 @@ class Supervisor:
     def stop(self) -> None:
         """Release the leases and wait until the supervisor has cleaned up; idempotent, nothing in a child of fork().
 
+        Where other processes use the server as well, it lives on, and nobody waits.
+
         Raises:
             ServerError: If it takes more than ten seconds.
         """
@@ -100,9 +106,19 @@ class Supervisor:
             if self._stopped or self._pid != os.getpid():
                 return
             self._stopped = True
-            for lease in self._leases:
-                lease.release()
-            self._await_end()
+            # The first is the directory that the supervisor watches; the others go with it.
+            was_last, *_ = [lease.release() for lease in self._leases]
+            if was_last or not self._shared:
+                self._await_end()
+            else:
+                self._leave()
+
+    def _leave(self) -> None:
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        os.close(self._log)
+        # It runs on with a purpose: Popen's finalizer would warn.
+        self._process.returncode = 0
 
     def _await_end(self) -> None:
         deadline = time.monotonic() + _STOP_TIMEOUT

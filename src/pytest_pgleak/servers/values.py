@@ -33,6 +33,7 @@ class ServerRequest:
         bindir: The directory that holds ``postgres`` and ``initdb``.
         docker_image: The image to run, `DEFAULT_IMAGE` if None.
         dsn_option: Where `dsn` came from, for messages.
+        run_id: Shared by the processes that are to use one server together; None for a server of one's own.
     """
 
     server: str = "auto"
@@ -41,6 +42,7 @@ class ServerRequest:
     bindir: str | None = None
     docker_image: str | None = None
     dsn_option: str = "--pgleak-dsn"
+    run_id: str | None = None
 
 
 @dataclass(frozen=True)

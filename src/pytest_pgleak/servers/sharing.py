@@ -1,0 +1,92 @@
+"""One server for several processes, as xdist's workers are: whoever comes first starts it, the others join."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_pgleak.servers import conninfo, leftovers, rundir
+from pytest_pgleak.servers.values import Plan, RunningServer, ServerError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pytest_pgleak.servers.privilege import OsUser
+
+_TIMEOUT = 120.0  # seconds: two attempts of somebody else to start it
+_POLL = 0.01
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the processes of one run meet.
+
+    Attributes:
+        parent: The directory for the server's directory.
+        user: Whom the server runs as; None for the current user.
+        run_id: What they have in common.
+    """
+
+    parent: Path
+    user: OsUser | None
+    run_id: str
+
+    @property
+    def name(self) -> str:
+        """Name of the server's directory, without the prefix."""
+        return hashlib.sha256(self.run_id.encode()).hexdigest()[:12]
+
+    @property
+    def path(self) -> Path:
+        """The server's directory."""
+        return self.parent / f"{leftovers.PREFIX}{self.name}"
+
+
+def share(place: Place, plan: Plan, start: Callable[[list[rundir.Lease]], RunningServer]) -> RunningServer:
+    """Start the server of a run, or join it where another process was faster.
+
+    Args:
+        place: Where the processes meet.
+        plan: The server that was chosen.
+        start: Starts it, given the lease of its directory; may add further leases.
+
+    Raises:
+        ServerError: It does not start. Another process that fails is no reason to: this one tries itself.
+    """
+    deadline = time.monotonic() + _TIMEOUT
+    while time.monotonic() < deadline:
+        rundir.sweep(place.parent, place.user)
+        if (claimed := rundir.claim(place.parent, place.user, place.name)) is not None:
+            lease, starting = claimed
+            try:
+                leases = [lease]
+                server = start(leases)
+                rundir.publish(lease, f"{server.version}\n{leases[-1].path}\n")
+            finally:
+                starting.release()
+            return server
+        joined = rundir.join(place.path, place.user)
+        if joined is not None and (server_of_others := _joined(plan, *joined)) is not None:
+            return server_of_others
+        time.sleep(_POLL)  # whoever was faster has failed, or an earlier server of this run is going away
+    raise ServerError(f"The test server that the workers of this run share did not come up in {place.path}.")
+
+
+def _joined(plan: Plan, lease: rundir.Lease, published: str) -> RunningServer | None:
+    version, socket = published.splitlines()
+    leases = [lease]
+    if Path(socket) != lease.path:
+        if (other := rundir.hold(Path(socket))) is None:
+            lease.release()
+            return None
+        leases.append(other)
+
+    def leave() -> None:
+        for each in leases:
+            each.release()
+
+    description = f"PostgreSQL {version} {plan.origin}"
+    return RunningServer(conninfo.socket_uri(socket), version, plan.source, description, owned=True, _stop=leave)
