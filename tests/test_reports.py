@@ -274,14 +274,14 @@ def test_code_outside_of_the_root_directory(run: Run, pytester: pytest.Pytester)
 
 
 @pytest.mark.parametrize(
-    ("path", "expected"),
+    ("path", "expected", "workers"),
     [
-        ("leaks.xml", "expected a file that ends in .json, .sarif or .html"),
-        ("taken.json", "it cannot be written: it is a directory; give the path of a file that can"),
-        ("conftest.py/leaks.json", "it cannot be written: conftest.py is no directory; give the path of a file that"),
+        ("leaks.xml", "expected a file that ends in .json, .sarif or .html", ()),
+        ("leaks.xml", "expected a file that ends in .json, .sarif or .html", ("-n", "2")),
+        ("taken.json", "it cannot be written: it is a directory; give the path of a file that can", ()),
+        ("conftest.py/leaks.json", "it cannot be written: conftest.py is no directory; give the path of a file", ()),
     ],
 )
-@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["one process", "two workers"])
 def test_a_path_that_cannot_be_meant(
     run: Run, pytester: pytest.Pytester, path: str, expected: str, workers: tuple[str, ...]
 ) -> None:
@@ -399,8 +399,9 @@ JUNIT = """
 """
 
 
-@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["one process", "two workers"])
-@pytest.mark.parametrize("mode", ["fail", "warn"])
+@pytest.mark.parametrize(
+    ("workers", "mode"), [((), "fail"), (("-n", "2"), "fail"), ((), "warn")], ids=["one process", "two workers", "warn"]
+)
 def test_junit(run: Run, pytester: pytest.Pytester, workers: tuple[str, ...], mode: str) -> None:
     run(JUNIT, "--junit-xml=junit.xml", f"--pgleak-mode={mode}", *workers)
     cases: dict[str, list[list[tuple[str, str]]]] = {}
