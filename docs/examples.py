@@ -3,12 +3,16 @@
 ``python docs/examples.py`` rewrites README.md and the pages below docs/; ``--check`` only compares, and exits with 1
 and a diff where a page is stale. It needs a PostgreSQL server as the tests do: PGLEAK_DSN, or whatever pgleak finds.
 
-Three comments in a page are instructions to this script (``…`` is what it replaces):
+Five comments in a page are instructions to this script (``…`` is what it replaces):
 
 - ``<!-- file: test_a.py -->`` and a fenced block: a file. The files of a page are run together, by one pytest.
+- ``<!-- command -->`` and a fenced block: the command that runs them, where it is not ``pytest`` alone.
+- ``<!-- output: NAME PART -->`` … ``<!-- /output -->``: a file that this run has written. PART may be missing; in JSON
+  it is a path of keys and indexes with dots between them, in XML the name of an element.
 - ``<!-- example: NAME -->`` … ``<!-- /example -->``: the failure of the test NAME, from the page's own files, else from
-  the leaky half of demo_app. ``summary`` is pgleak's summary of the page's own run; ``NAME:error`` are the lines of the
-  error alone, ``NAME:waits`` what the terminal was told while NAME waited for a lock.
+  the leaky half of demo_app. ``summary`` is pgleak's summary of the page's own run, ``annotations`` what it tells
+  GitHub; ``NAME:error`` are the lines of the error alone, ``NAME:waits`` what the terminal was told while NAME waited
+  for a lock.
 - ``<!-- code: PATH NAME … -->`` … ``<!-- /code -->``: these functions of a file of the repository.
 """
 
@@ -19,12 +23,15 @@ import ast
 import difflib
 import functools
 import itertools
+import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
 import textwrap
+import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Final
 
@@ -34,9 +41,12 @@ PATIENCE: Final = 180.0
 """Seconds for one run of pytest; the slowest takes about ten."""
 
 _FILE: Final = re.compile(r"<!-- file: (?P<name>\S+) -->\n```\w+\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
+_COMMAND: Final = re.compile(r"<!-- command -->\n```sh\n(?P<command>[^\n]*)\n```$", re.MULTILINE)
+_OUTPUT: Final = re.compile(r"(<!-- output: (?P<name>\S+)(?: (?P<part>\S+))? -->\n).*?(<!-- /output -->)", re.DOTALL)
 _EXAMPLE: Final = re.compile(r"(<!-- example: (?P<name>\S+) -->\n).*?(<!-- /example -->)", re.DOTALL)
 _CODE: Final = re.compile(r"(<!-- code: (?P<path>\S+) (?P<names>[^\n]+) -->\n).*?(<!-- /code -->)", re.DOTALL)
 
+_OF_THE_RUN: Final = ("summary", "annotations")
 _RULER: Final = re.compile(r"(?P<fill>[_=]{2,}) (?P<title>.+?) (?P=fill)_?=?|={3,}|-{3,} .* -{3,}")
 _WAITS: Final = re.compile(r"pgleak: \S+::(?P<name>\S+) \(\w+\) has been waiting for a lock for \S+ s")
 _PHASE: Final = re.compile(r"ERROR at (setup|teardown) of ")
@@ -69,14 +79,20 @@ def normalised(text: str) -> str:
     return text
 
 
-def run_pytest(arguments: tuple[str, ...], directory: Path) -> str:
+def run_pytest(arguments: tuple[str, ...], directory: Path, **variables: str) -> str:
     """Run pytest in a process of its own and return what it printed.
+
+    Args:
+        arguments: Its arguments.
+        directory: The directory to run it in.
+        variables: Environment variables.
 
     Raises:
         ExampleError: It does not end.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "GITHUB_"))}
     environment |= {"COLUMNS": "120", "NO_COLOR": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONIOENCODING": "utf-8"}
+    environment |= variables
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
     try:
         process = subprocess.run(  # noqa: S603 - the arguments are this file's own
@@ -117,6 +133,8 @@ def sections(output: str) -> dict[str, str]:
             current = found[name]
             current.append("")
         found[name] = current
+    found["annotations"] = [line for line in output.splitlines() if line.startswith("::")]
+    found["summary"] = [line for line in found.get("summary", []) if not line.startswith("::")]
     found |= _errors(found) | _waits(output.splitlines())
     return {name: normalised("\n".join(lines).strip("\n")) for name, lines in found.items()}
 
@@ -153,7 +171,52 @@ def own_run(page: str) -> dict[str, str]:
     with tempfile.TemporaryDirectory(prefix="pgleak-docs-") as directory:
         for name, text in files.items():
             (Path(directory) / name).write_text(text, encoding="utf-8")
-        return sections(run_pytest((), Path(directory)))
+        variables, arguments = command_of(page)
+        found = sections(run_pytest(arguments, Path(directory), **variables))
+        for name in {match["name"] for match in _OUTPUT.finditer(page)}:
+            if (written := Path(directory) / name).is_file():
+                found[f"output: {name}"] = normalised(written.read_text(encoding="utf-8"))
+        return found
+
+
+def command_of(page: str) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Return the environment variables and the arguments of the command that a page shows; none where it shows none.
+
+    Raises:
+        ExampleError: It is not pytest that is run.
+    """
+    if (match := _COMMAND.search(page)) is None:
+        return {}, ()
+    words = shlex.split(match["command"])
+    variables = list(itertools.takewhile(lambda word: re.match(r"[A-Z_]+=", word), words))
+    if words[len(variables)] != "pytest":
+        raise ExampleError(f"not a command that runs pytest: {match['command']}")
+    pairs = (variable.partition("=") for variable in variables)
+    return {name: value for name, _, value in pairs}, tuple(words[len(variables) + 1 :])
+
+
+def output_block(name: str, text: str, part: str | None) -> str:
+    """Return a file that a run has written, or a part of it, as a fenced block.
+
+    Args:
+        name: The name of the file.
+        text: What is in it.
+        part: Which part of it to show.
+    """
+    language = {".json": "json", ".sarif": "json", ".xml": "xml"}[Path(name).suffix]
+    if language == "xml":
+        element = ET.fromstring(text) if part is None else ET.fromstring(text).find(f".//{part}")  # noqa: S314 - ours
+        if element is None:
+            raise ExampleError(f"{name} has no element {part}")
+        ET.indent(element)
+        element.tail = None
+        text = ET.tostring(element, encoding="unicode")
+    elif part is not None:
+        found = json.loads(text)
+        for step in part.split("."):
+            found = found[int(step) if step.isdigit() else step]
+        text = json.dumps(found, indent=2, ensure_ascii=False)
+    return f"```{language}\n{text.rstrip()}\n```\n"
 
 
 def function_sources(path: str, names: list[str]) -> str:
@@ -188,16 +251,21 @@ def refreshed(page: str) -> str:
 
     def paste_example(match: re.Match[str]) -> str:
         name = match["name"]
-        text = own.get(name) or ("" if name == "summary" else demo().get(name))
+        text = own.get(name) or ("" if name in _OF_THE_RUN else demo().get(name))
         if not text:
             raise ExampleError(f"no test {name} failed; the page's own run has {sorted(own)}")
         return f"{match[1]}```text\n{text}\n```\n{match[3]}"
+
+    def paste_output(match: re.Match[str]) -> str:
+        if (text := own.get(f"output: {match['name']}")) is None:
+            raise ExampleError(f"the page's own run has written no {match['name']}")
+        return f"{match[1]}{output_block(match['name'], text, match['part'])}{match[4]}"
 
     def paste_code(match: re.Match[str]) -> str:
         code = function_sources(match["path"], match["names"].split())
         return f"{match[1]}```python\n{code}\n```\n{match[4]}"
 
-    return _CODE.sub(paste_code, _EXAMPLE.sub(paste_example, page))
+    return _CODE.sub(paste_code, _OUTPUT.sub(paste_output, _EXAMPLE.sub(paste_example, page)))
 
 
 def pages() -> list[Path]:

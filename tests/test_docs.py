@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from pytest_pgleak import fixtures, hookspecs, options
 from pytest_pgleak.kinds import KINDS
+from pytest_pgleak.reports.json_report import SCHEMA
 from pytest_pgleak.settings import MARKER_KEYWORDS
 
 ROOT = Path(__file__).parent.parent
@@ -74,6 +76,22 @@ def test_the_readme_has_it_in_a_table(name):
 def test_the_readme_has_each_hook_with_its_arguments(name):
     arguments = ", ".join(inspect.signature(getattr(hookspecs, name)).parameters)
     assert f"| `{name}({arguments})` |" in README
+
+
+def fields_of(schema):
+    """The names of all fields that a JSON Schema describes."""
+    if not isinstance(schema, dict):
+        return set()
+    return {*schema.get("properties", {})}.union(*map(fields_of, schema.values()))
+
+
+def test_the_page_on_reports_has_each_field():
+    schema = json.loads((ROOT / "docs" / "report.schema.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "reports.md").read_text(encoding="utf-8")
+    fields = fields_of(schema)
+    assert {"schema", "tests", "function", "status"} <= fields
+    assert {name for name in fields if not re.search(rf"^\|.*`{name}`", page, re.MULTILINE)} == set()
+    assert schema["properties"]["schema"]["const"] == SCHEMA
 
 
 @pytest.mark.parametrize("name", MODULES)

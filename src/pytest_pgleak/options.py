@@ -58,11 +58,17 @@ def add_options(parser: pytest.Parser) -> None:
         metavar="DIR",
         help="start the server from the programs postgres and initdb in this directory (ini: pgleak_bindir)",
     )
+    group.addoption(
+        "--pgleak-report",
+        metavar="PATH",
+        action="append",
+        help="write what was found to this file, as .json, .sarif or .html; may be given several times",
+    )
 
 
 def is_configured(config: pytest.Config) -> bool:
     """Tell whether the user has set anything."""
     return any(config.getini(name) for name, _, _ in INI) or any(
         config.getoption(name, None)
-        for name in ("pgleak_mode", "pgleak_select", "pgleak_server", "pgleak_dsn", "pgleak_bindir")
+        for name in ("pgleak_mode", "pgleak_select", "pgleak_server", "pgleak_dsn", "pgleak_bindir", "pgleak_report")
     )

@@ -23,6 +23,7 @@ from pytest_pgleak.post_import import PostImportHook
 
 if TYPE_CHECKING:
     from pytest_pgleak.findings import Finding
+    from pytest_pgleak.reports.targets import Target
     from pytest_pgleak.session import Session
     from pytest_pgleak.state import State
 
@@ -52,12 +53,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", MARKER)
     config.stash[_CONFIGURED] = True
     active = config.stash.get(_SESSION, None)
+    reports: tuple[Target, ...] = ()
     if active is not None or is_configured(config):
         settings = _read_settings(config)
+        reports = settings.reports
         if active is not None:
             # A conftest.py has imported psycopg before the command line was read.
             active.state.settings = settings
-    config.pluginmanager.register(SessionEnd(config), "pgleak-session-end")
+    config.pluginmanager.register(SessionEnd(config, reports), "pgleak-session-end")
     _watch_imports(config)
 
 
@@ -231,26 +234,32 @@ class SessionEnd:
 
     Args:
         config: pytest's config; some of these hooks are not given it.
+        reports: The files to write.
     """
 
-    def __init__(self, config: pytest.Config) -> None:
+    def __init__(self, config: pytest.Config, reports: Sequence[Target]) -> None:
         self._config = config
+        self._reports = reports
         self._entries: list[dict[str, Any]] = []
         self._notes: list[str] = []
+        self._written: list[str] = []
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self._entries.extend(getattr(report, "pgleak", ()))
 
     @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self) -> None:
-        if (active := self._config.stash.get(_SESSION, None)) is None:
-            return
-        entries, notes = active.finish()
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        active = self._config.stash.get(_SESSION, None)
+        entries, notes = active.finish() if active is not None else ([], [])
         if (output := getattr(self._config, "workeroutput", None)) is not None:
             output["pgleak"] = {"entries": entries, "notes": notes}
-        else:
-            self._take(entries, notes)
+            return
+        self._take(entries, notes)
+        if self._reports:
+            from pytest_pgleak.reports.writing import write_reports
+
+            self._written = write_reports(self._config, self._reports, self._entries, self._notes, exitstatus)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
@@ -263,13 +272,10 @@ class SessionEnd:
         return True if active is not None and active.state.verdict.matches_a_rule(finding) else None
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        if not self._entries and not self._notes:
-            return
-        from pytest_pgleak.reporting import Reported, summary, write
+        if self._entries or self._notes or self._written:
+            from pytest_pgleak.reports.telling import tell
 
-        title, lines = summary([Reported.from_dict(entry) for entry in self._entries], self._notes)
-        terminalreporter.section(title)
-        write(lines, terminalreporter)
+            tell(terminalreporter, self._entries, self._notes, self._written)
 
     def _take(self, entries: list[dict[str, Any]], notes: list[str]) -> None:
         self._entries.extend(entries)

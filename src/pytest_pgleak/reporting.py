@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,6 +13,8 @@ from _pytest.outcomes import Failed  # pytest.fail.Exception, which mypy does no
 from pytest_pgleak import rendering, sentences
 from pytest_pgleak.findings import Finding
 from pytest_pgleak.rendering import Line
+from pytest_pgleak.reports.bugs import Bug, bugs_of
+from pytest_pgleak.reports.portable import portable, portable_line
 
 if TYPE_CHECKING:
     from _pytest._io import TerminalWriter
@@ -32,7 +34,17 @@ class Reported:
         nodeid: The test at whose checkpoint it was made; empty at the end of the session.
         fails: Whether it failed the test.
         owner: Who answers for it, in words; empty for the test itself.
-        detail: The whole text, for what does not fail its test.
+        detail: The whole text; only the first finding of a bug carries it.
+        file: The file of the origin, relative to the root directory, with forward slashes; empty where there is none.
+        lineno: The line of the origin.
+        function: The function of the origin.
+        ended_file: The same for the line that ended it, where that makes it a bug of its own.
+        ended_lineno: As above.
+        ended_function: As above.
+        method: HTTP method of the request in which it happened; empty outside of one.
+        route: The request's path template, else its path.
+        status: How it was answered.
+        fix: What to change.
     """
 
     kind: str
@@ -41,6 +53,16 @@ class Reported:
     fails: bool
     owner: str = ""
     detail: Sequence[str] = ()
+    file: str = ""
+    lineno: int = 0
+    function: str = ""
+    ended_file: str = ""
+    ended_lineno: int = 0
+    ended_function: str = ""
+    method: str = ""
+    route: str = ""
+    status: int | None = None
+    fix: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Return what can be sent between processes."""
@@ -53,12 +75,19 @@ class Reported:
 
 
 def reported(finding: Finding, nodeid: str, fails: bool, root: Path) -> Reported:
-    """Make the summary's form of a finding."""
+    """Make the form of a finding in which it travels."""
     where = rendering.places(finding, root) or sentences.name(finding)
     owner = "" if finding.owner.what == "call" else finding.owner.describe()
-    # What fails is shown in full with its test; what does not is shown nowhere else.
-    detail = () if fails else tuple(line.text for line in rendering.failure([finding], root))
-    return Reported(finding.kind, where, nodeid, fails, owner, detail)
+    detail = tuple(portable_line(line.text, root) for line in rendering.failure([finding], root))
+    entry = Reported(finding.kind, where, nodeid, fails, owner, detail, fix=sentences.fix(finding))
+    if (at := finding.origin) is not None:
+        entry = replace(entry, file=portable(at.filename, root), lineno=at.lineno, function=at.function)
+    if (at := finding.ended_at) is not None and at != finding.origin:
+        end = portable(at.filename, root)
+        entry = replace(entry, ended_file=end, ended_lineno=at.lineno, ended_function=at.function)
+    if (request := finding.request) is not None:
+        entry = replace(entry, method=request.method, route=request.route or request.path, status=request.status)
+    return entry
 
 
 def entries_of(findings: Iterable[Finding], nodeid: str, fails: bool, root: Path) -> list[dict[str, Any]]:
@@ -130,21 +159,19 @@ def summary(entries: Sequence[Reported], notes: Sequence[str]) -> tuple[str, lis
     Returns:
         A title, and the lines below it.
     """
-    groups: dict[tuple[str, str, str], list[Reported]] = {}
-    for entry in entries:
-        groups.setdefault((entry.kind, entry.place, entry.owner), []).append(entry)
-    ordered = sorted(groups.values(), key=lambda group: (not group[0].fails, -len(group)))
-    lines = [line for group in ordered[:_MOST_PLACES] for line in _group(group)]
-    details = [group[0].detail for group in ordered if group[0].detail]
+    bugs = bugs_of(entries)
+    lines = [line for bug in bugs[:_MOST_PLACES] for line in _lines_of(bug)]
+    # What fails is shown in full with its test; what does not is shown nowhere else.
+    details = [bug.text for bug in bugs if bug.text and not bug.fails]
     for detail in details[:_MOST_DETAILS]:
         lines.append(Line(""))
         lines.extend(Line(text) for text in detail)
     if details:
         lines.append(Line(""))
-    if len(ordered) > _MOST_PLACES:
-        lines.append(Line(f"… and {len(ordered) - _MOST_PLACES} more lines of code"))
+    if len(bugs) > _MOST_PLACES:
+        lines.append(Line(f"… and {len(bugs) - _MOST_PLACES} more lines of code"))
     lines.extend(Line(f"pgleak: {note}") for note in notes)
-    return _title(entries, len(ordered)), lines
+    return _title(entries, len(bugs)), lines
 
 
 def _title(entries: Sequence[Reported], places: int) -> str:
@@ -160,13 +187,12 @@ def _title(entries: Sequence[Reported], places: int) -> str:
     return f"pgleak: {', '.join(counts)} from {places} {'line' if places == 1 else 'lines'} of code"
 
 
-def _group(group: Sequence[Reported]) -> list[Line]:
-    first = group[0]
-    warning = "" if first.fails else "  (warning)"
+def _lines_of(bug: Bug) -> list[Line]:
+    first = bug.first
+    warning = "" if bug.fails else "  (warning)"
     owner = f"  by {first.owner}" if first.owner else ""
-    lines = [Line(f"{len(group):>4} × [{first.kind}] {first.place}{owner}{warning}", "kind" if first.fails else "")]
-    tests = list(dict.fromkeys(entry.nodeid for entry in group if entry.nodeid))
-    lines.extend(Line(f"         {nodeid}") for nodeid in tests[:_MOST_TESTS])
-    if len(tests) > _MOST_TESTS:
-        lines.append(Line(f"         … and {len(tests) - _MOST_TESTS} more tests"))
+    lines = [Line(f"{bug.count:>4} × [{first.kind}] {first.place}{owner}{warning}", "kind" if bug.fails else "")]
+    lines.extend(Line(f"         {nodeid}") for nodeid in bug.tests[:_MOST_TESTS])
+    if len(bug.tests) > _MOST_TESTS:
+        lines.append(Line(f"         … and {len(bug.tests) - _MOST_TESTS} more tests"))
     return lines

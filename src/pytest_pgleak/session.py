@@ -15,7 +15,9 @@ from pytest_pgleak.fixture_owners import FixtureOwners
 from pytest_pgleak.hangs.hangs import Hangs
 from pytest_pgleak.item_checks import CHECK, ItemCheck
 from pytest_pgleak.owners import Owner
-from pytest_pgleak.reporting import LeaksFound, entries_of
+from pytest_pgleak.reporting import LeaksFound, Reported, entries_of
+from pytest_pgleak.reports.bugs import drop_repeated_texts
+from pytest_pgleak.reports.junit import Properties
 from pytest_pgleak.settings import MarkerSettings, SettingError, read_marker
 from pytest_pgleak.settling import settle
 from pytest_pgleak.state import State
@@ -24,6 +26,7 @@ from pytest_pgleak.verdicts import Verdicts
 _ENTRIES: Final = pytest.StashKey[list[dict[str, Any]]]()
 _SECTION: Final = pytest.StashKey[str]()
 _CALL_OWNER: Final = pytest.StashKey[Owner]()
+_PROPERTIES: Final = pytest.StashKey[Properties]()
 
 
 class Session:
@@ -40,6 +43,7 @@ class Session:
         self._config = config
         self._checked = 0
         self._needs_server = False
+        self._told: set[tuple[str, str, str]] = set()
 
     def collected(self, items: Sequence[pytest.Item]) -> None:
         """Some of the collected tests are selected."""
@@ -130,7 +134,13 @@ class Session:
         if section := item.stash.get(_SECTION, ""):
             report.sections.append(("pgleak also found", section))
             item.stash[_SECTION] = ""
-        if entries := item.stash.get(_ENTRIES, []):
+        if call.when == "setup":  # of the first run, or of another one by pytest-rerunfailures
+            item.stash[_PROPERTIES] = Properties()
+        entries = item.stash.get(_ENTRIES, [])
+        if (junit := item.stash.get(_PROPERTIES, None)) is not None:
+            junit.complete(report, [Reported.from_dict(entry) for entry in entries])
+        if entries:
+            drop_repeated_texts(entries, self._told)
             report.pgleak = entries  # type: ignore[attr-defined]  # travels with the report, through xdist too
             item.stash[_ENTRIES] = []
 

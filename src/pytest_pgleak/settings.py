@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from pytest_pgleak.ignore_rules import IgnoreRule, parse_rule
 from pytest_pgleak.kinds import KINDS, LEVELS, Level
+from pytest_pgleak.reports.targets import Target, TargetError, read_targets
 
 if TYPE_CHECKING:
     import pytest
@@ -48,6 +49,7 @@ class Settings:
     bindir: str | None = None
     docker_image: str | None = None
     terminate: bool = False
+    reports: tuple[Target, ...] = ()
 
     def level(self, kind: str) -> Level:
         """Return the level of a kind: what ``pgleak_levels`` says, else the kind's own."""
@@ -76,6 +78,7 @@ def read_settings(config: pytest.Config) -> Settings:
         bindir=config.getoption("pgleak_bindir", None) or config.getini("pgleak_bindir") or None,
         docker_image=config.getini("pgleak_docker_image") or None,
         terminate=config.getini("pgleak_terminate"),
+        reports=_reports(config),
     )
 
 
@@ -85,6 +88,16 @@ def _dsn(config: pytest.Config) -> tuple[str | None, str]:
     if given := config.getini("pgleak_dsn"):
         return given, "pgleak_dsn"
     return os.environ.get("PGLEAK_DSN") or None, "PGLEAK_DSN"
+
+
+def _reports(config: pytest.Config) -> tuple[Target, ...]:
+    given = config.getoption("pgleak_report", None)
+    if not given or hasattr(config, "workerinput"):  # the controller of xdist writes them
+        return ()
+    try:
+        return read_targets(given, config.invocation_params.dir)
+    except TargetError as error:
+        raise SettingError(str(error)) from None
 
 
 def _choice(config: pytest.Config, name: str, allowed: tuple[str, ...], default: str) -> Any:

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 from _pytest._io import TerminalWriter
-from builders import CALL, FIXTURE, LIFESPAN, SESSION, backend, finding, frame
+from builders import CALL, FIXTURE, LIFESPAN, SESSION, backend, finding, frame, lost
 
+from pytest_pgleak.rendering import failure
 from pytest_pgleak.reporting import LeaksFound, Reported, plain, reported, summary, write
+from pytest_pgleak.requests import RequestInfo
+from pytest_pgleak.sentences import fix
 
 ROOT = Path("/project")
 
@@ -27,8 +30,45 @@ def title(*entries):
     return summary(entries, ())[0]
 
 
-def test_a_finding_as_the_summary_needs_it():
-    assert reported(finding(), "test_a.py::test_it", True, ROOT) == entry()
+def test_a_finding_as_it_travels():
+    found = finding(request=RequestInfo(1, "GET", "/visit/7", "/visit/{visit}", "visit", 200))
+    one = reported(found, "test_a.py::test_it", True, ROOT)
+    assert one == entry(
+        detail=tuple(line.text for line in failure([found], ROOT)),
+        file="app/db.py",
+        lineno=14,
+        function="get_conn",
+        method="GET",
+        route="/visit/{visit}",
+        status=200,
+        fix=fix(found),
+    )
+
+
+def test_a_path_stands_in_for_a_route():
+    unrouted = finding(request=RequestInfo(1, "GET", "/visit/7"))
+    one = reported(unrouted, "n", True, ROOT)
+    assert (one.method, one.route, one.status) == ("GET", "/visit/7", None)
+
+
+def test_where_it_ended_travels_if_that_is_another_line():
+    one = reported(lost(), "n", True, ROOT)
+    assert (one.file, one.lineno, one.function) == ("app/db.py", 14, "get_conn")
+    assert (one.ended_file, one.ended_lineno, one.ended_function) == ("app/db.py", 26, "get_conn")
+    same = reported(lost(ended_at=frame()), "n", True, ROOT)
+    assert (same.ended_file, same.ended_lineno, same.ended_function) == ("", 0, "")
+
+
+def test_what_travels_names_no_directory_of_this_machine():
+    elsewhere = "/project-of-another/secret/app/db.py"
+    found = finding(origin=frame(filename=elsewhere), stack=(frame(filename=elsewhere), frame(9, "f", elsewhere)))
+    assert elsewhere in "\n".join(line.text for line in failure([found], ROOT))
+    one = reported(found, "n", True, ROOT)
+    assert one.file == "db.py"
+    assert not [line for line in one.detail if "secret" in line]
+
+
+def test_owners_and_what_has_no_line():
     assert reported(finding(owner=FIXTURE), "n", False, ROOT).owner == "fixture 'db' (module scope)"
     unknown = finding("untracked-backend", "backend", origin=None, serial=815, backend=backend(815))
     assert reported(unknown, "n", False, ROOT).place == "pid 815"
@@ -103,6 +143,12 @@ def test_a_test_is_named_once_however_often_it_leaks():
 
 def test_what_the_session_left_has_no_test():
     assert len(lines(entry(nodeid="", owner=SESSION.describe()))) == 1
+
+
+def test_the_text_is_shown_of_what_failed_no_test():
+    text = ("[connection-dropped] …", "  fix …")
+    assert text[1] in lines(entry(fails=False, detail=text))
+    assert text[1] not in lines(entry(detail=text))
 
 
 def test_the_number_of_places_is_bounded_and_the_rest_is_counted():
