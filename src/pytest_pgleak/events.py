@@ -67,6 +67,7 @@ class ConnectionFacts:
         server: Which server, as ``(host, port)``.
         dbname: Database.
         user: Role.
+        loop: The event loop that it was opened in, weakly; None where it needs none.
     """
 
     reference: weakref.ref[Any]
@@ -76,6 +77,7 @@ class ConnectionFacts:
     server: tuple[str, str]
     dbname: str
     user: str
+    loop: weakref.ref[Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,7 @@ class PoolFacts:
         is_async: Whether it is used with ``await``.
         name: The pool's own name.
         max_size: Its ``max_size`` when it opened.
+        loop: As for a connection.
     """
 
     reference: weakref.ref[Any]
@@ -95,6 +98,7 @@ class PoolFacts:
     is_async: bool
     name: str
     max_size: int
+    loop: weakref.ref[Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,6 +110,13 @@ class Ledger:
             held = {serial: self._holder(serial, record) for serial, record in self._connections.items()}
             return tuple((self._lost | held).values())
 
+    def pool_facts(self, serial: int) -> PoolFacts | None:
+        """Return what is known of a pool since it opened; None where it is closed, or was not seen."""
+        with self._lock:
+            self._fold()
+            pool = self._pools.get(serial)
+            return None if pool is None else pool.facts
+
     def open_connections(self) -> dict[tuple[str, str], dict[str, int]]:
         """Count the open connections of this process by server and database name."""
         counts: dict[tuple[str, str], dict[str, int]] = {}
@@ -262,6 +269,7 @@ class Ledger:
                 _pool_ending(pool),
                 sum(record.ending is Ending.OPEN and not _is_closed(record.facts) for record in members),
                 sum(record.checkout is not None for record in members),
+                _has_lost_loop(pool.facts),
             )
         return pools
 
@@ -389,6 +397,13 @@ def _is_closed(facts: ConnectionFacts) -> bool:
     return connection is None or bool(connection.closed)
 
 
+def _has_lost_loop(facts: ConnectionFacts | PoolFacts) -> bool:
+    if facts.loop is None:
+        return False
+    loop = facts.loop()
+    return loop is None or bool(loop.is_closed())
+
+
 def _pool_ending(pool: _PoolRecord) -> Ending:
     if pool.ending is not Ending.OPEN or pool.facts is None:
         return pool.ending
@@ -420,4 +435,5 @@ def _view_connection(serial: int, record: _ConnectionRecord) -> ConnectionView:
         record.after_response,
         held_by_task(held_since.task) if ending is Ending.OPEN else None,
         record.began,
+        _has_lost_loop(record.facts),
     )

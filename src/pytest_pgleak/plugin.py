@@ -225,8 +225,15 @@ class SessionEnd:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self._entries.extend(getattr(report, "pgleak", ()))
 
-    @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self) -> None:
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_sessionfinish(self) -> Generator[None, object, object]:
+        # Inside of all other wrappers, one of which prints the summary; after everybody who may close something.
+        try:
+            return (yield)
+        finally:
+            self._finish()
+
+    def _finish(self) -> None:
         if (active := self._config.stash.get(_SESSION, None)) is None:
             return
         entries, notes = active.finish()
