@@ -32,6 +32,8 @@ class Checkpoint:
         grace: Longest time to wait for a late release, seconds.
         new_backends: Whether backends that nobody opened are its business.
         keep: Which findings are meant; the others are left for a later checkpoint.
+        has_new_owners: Whether `keep` has given something an owner who lives on, since it was asked last: that may be
+            in a transaction now on a connection that lives on.
         view: The ledger as it was judged last.
     """
 
@@ -39,6 +41,7 @@ class Checkpoint:
     grace: float
     new_backends: bool = False
     keep: Callable[[Finding, View], bool] = field(default=lambda _finding, _view: True)
+    has_new_owners: Callable[[], bool] = field(default=lambda: False)
     view: View = field(default_factory=View)
 
 
@@ -93,13 +96,10 @@ class Judge:
 
         def look() -> Findings:
             nonlocal new
-            checkpoint.view = replace(self._ledger.view(), sessions=self._sessions.left())
+            found = self._client_side(checkpoint)
+            if checkpoint.has_new_owners():
+                found = self._client_side(checkpoint)
             self._observers.check_roles(self._ledger.roles)
-            found = tuple(
-                finding
-                for finding in find(checkpoint.view, NOTHING_KNOWN, checkpoint.question)
-                if checkpoint.keep(finding, checkpoint.view)
-            )
             if checkpoint.new_backends:
                 new = tuple(
                     backend
@@ -115,6 +115,11 @@ class Judge:
         if not found:
             return ()
         return self._with_server(found, checkpoint, new)
+
+    def _client_side(self, checkpoint: Checkpoint) -> Findings:
+        checkpoint.view = replace(self._ledger.view(), sessions=self._sessions.left())
+        found = find(checkpoint.view, NOTHING_KNOWN, checkpoint.question)
+        return tuple(finding for finding in found if checkpoint.keep(finding, checkpoint.view))
 
     def settled(self, findings: Iterable[Finding]) -> None:
         """Note that findings were reported: they are not found again."""

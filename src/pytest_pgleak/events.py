@@ -72,6 +72,7 @@ class ConnectionFacts:
         dbname: Database.
         user: Role.
         library: Whose connection it is.
+        loop: The event loop that it was opened in, weakly; None where it needs none.
     """
 
     reference: weakref.ref[Any]
@@ -82,6 +83,7 @@ class ConnectionFacts:
     dbname: str
     user: str
     library: Library = PSYCOPG
+    loop: weakref.ref[Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,7 @@ class PoolFacts:
         name: The pool's own name.
         max_size: Its ``max_size`` when it opened; 0 where there is no limit.
         library: Whose pool it is.
+        loop: As for a connection.
     """
 
     reference: weakref.ref[Any]
@@ -103,6 +106,7 @@ class PoolFacts:
     name: str
     max_size: int
     library: Library = PSYCOPG
+    loop: weakref.ref[Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

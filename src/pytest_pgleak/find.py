@@ -131,7 +131,16 @@ def _pool_left(pool: PoolView, opened: Moment, question: Question) -> bool:
 
 def _of_pool(pool: PoolView, opened: Moment) -> Finding:
     state = PoolState(pool.facts, pool.ending, pool.members, pool.checked_out)
-    return finding_at(POOL_NOT_CLOSED, "pool", pool.serial, opened.owner, opened, pool.ending, pool=state)
+    return finding_at(
+        POOL_NOT_CLOSED,
+        "pool",
+        pool.serial,
+        opened.owner,
+        opened,
+        pool.ending,
+        pool=state,
+        loop_is_closed=pool.loop_is_closed,
+    )
 
 
 def _moment(kind: str, connection: ConnectionView, question: Question) -> Moment:
@@ -158,6 +167,7 @@ def _of_connection(
         server_known=activity.known,
         after_response=connection.after_response,
         task=connection.task,
+        loop_is_closed=connection.loop_is_closed,
         opened=origin((connection.checkout or connection.opened).stack) if kind == TRANSACTION_LEFT_OPEN else None,
     )
 

@@ -71,6 +71,7 @@ class Finding:
         after_response: For what was dropped, whether the response had started.
         task: The task that still holds it.
         thread: Name of the thread, where that is not the main one.
+        loop_is_closed: Whether the event loop that it was opened in is closed, or gone.
         opened: For an open transaction, where its connection was opened or checked out; for a nested checkout, where
             the first one was taken.
         transactions: The transactions that ended so, of one request and one line.
@@ -99,6 +100,7 @@ class Finding:
     after_response: bool | None = None
     task: TaskInfo | None = None
     thread: str | None = None
+    loop_is_closed: bool = False
     opened: Frame | None = None
     transactions: tuple[Transaction, ...] = ()
     ended_at: Frame | None = None

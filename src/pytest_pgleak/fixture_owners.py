@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from types import CodeType
 from typing import Any, Final
 
 import pytest
 
 from pytest_pgleak.frames import RawStack
 from pytest_pgleak.guardians import is_held, lifespan_functions, opened_inside, shuts_down
-from pytest_pgleak.isolation import code_of, rolls_back
+from pytest_pgleak.isolation import code_of, nested_codes, rolls_back
 from pytest_pgleak.owners import Owner
 from pytest_pgleak.ownership import Ownership
 
@@ -77,7 +78,7 @@ class FixtureOwners:
             call: Its call phase.
             owner: The owner.
         """
-        if owner.serial >= call.serial or owner.what == "session":
+        if owner.serial >= call.serial or owner.outlives_tests:
             return True
         active = getattr(getattr(item, "_request", None), "_fixture_defs", {})  # also those that were asked for by name
         alive = (self._alive.get(id(each)) for each in (*_fixturedefs(item), *active.values()))
@@ -153,6 +154,11 @@ class FixtureOwners:
         function = self._functions.get(owner.serial)
         return function is not None and test(function)
 
+    def codes_of(self, owner: Owner) -> set[CodeType]:
+        """Return the code of a fixture's function and of those inside it."""
+        code = code_of(self._functions.get(owner.serial))
+        return set() if code is None else nested_codes(code)
+
     def any_function_scoped(self, item: pytest.Item, test: Callable[[Callable[..., Any]], bool]) -> bool:
         """Tell whether any function-scoped fixture of a test that has a teardown passes a test."""
         return any(
@@ -181,6 +187,11 @@ def _is_pytests(finalizer: Any) -> bool:
     while isinstance(finalizer, functools.partial):
         finalizer = finalizer.func
     return str(getattr(finalizer, "__module__", "")).partition(".")[0] in ("_pytest", "pytest_pgleak")
+
+
+def is_xunit(owner: Owner) -> bool:
+    """Tell whether a fixture is pytest's own, for a set-up of xunit style or of unittest's."""
+    return (owner.fixturename or "").startswith(("_xunit_setup_", "_unittest_set"))
 
 
 def _xunit_teardown(owner: Owner, item: pytest.Item) -> Callable[..., Any] | None:

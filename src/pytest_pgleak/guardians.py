@@ -51,7 +51,7 @@ def is_held(target: object, roots: Iterable[object]) -> bool:
         current = queue.popleft()
         if current is target:
             return True
-        if id(current) in seen or isinstance(current, _CLOSED_BOOKS_TYPES) or _is_frameworks(current):
+        if id(current) in seen or isinstance(current, _CLOSED_BOOKS_TYPES) or is_frameworks(current):
             continue
         seen.add(id(current))
         queue.extend(_held_by(current))
@@ -70,6 +70,11 @@ def opened_inside(stack: RawStack, function: Callable[..., Any]) -> bool:
 def shuts_down(functions: Iterable[Callable[..., Any]]) -> bool:
     """Tell whether a lifespan or a teardown function has something in it that closes."""
     return any(mentions(function, _CLOSING) for function in functions)
+
+
+def is_closing(name: str) -> bool:
+    """Tell whether a method of this name closes."""
+    return any(word in name.lower() for word in _CLOSING)
 
 
 def lifespan_functions(app: Any) -> list[Callable[..., Any]]:
@@ -99,10 +104,11 @@ def _is_frameworks_function(function: Any) -> bool:
         function = function.func
     owner = getattr(function, "__self__", None)
     module = getattr(function, "__module__", None) or ""
-    return module.partition(".")[0] in _CLOSED_BOOKS or (owner is not None and _is_frameworks(owner))
+    return module.partition(".")[0] in _CLOSED_BOOKS or (owner is not None and is_frameworks(owner))
 
 
-def _is_frameworks(current: object) -> bool:
+def is_frameworks(current: object) -> bool:
+    """Tell whether an object is of a class that holds everything: a framework's, an event loop's, a thread's."""
     module = type(current).__module__
     if not isinstance(module, str):
         return False

@@ -14,12 +14,12 @@ from pytest_pgleak.budget.rules import find_over_limit
 from pytest_pgleak.checkpoints import Checkpoint
 from pytest_pgleak.find import Question
 from pytest_pgleak.findings import Finding
-from pytest_pgleak.frames import RawStack
 from pytest_pgleak.guardians import is_held, pending_finalizers
 from pytest_pgleak.isolation import finishes_prepared, is_installed, rolls_back
 from pytest_pgleak.kinds import COMMIT_AFTER_RESPONSE, TRANSACTION_LEFT_OPEN
 from pytest_pgleak.owners import Owner
 from pytest_pgleak.prepared.left import LeftPrepared
+from pytest_pgleak.process_lifetime import ProcessLifetime, opening_stack, target_of
 from pytest_pgleak.reporting import LeaksFound, entries_of, plain
 from pytest_pgleak.settings import MarkerSettings
 from pytest_pgleak.settling import settle, settle_async
@@ -56,7 +56,10 @@ class ItemCheck:
         self._judged_in_loop = False
         self._failed = False
         self._guarded: dict[tuple[str, int], Owner | None] = {}
+        self._of_process: dict[tuple[str, int], Owner | None] = {}
         self._finalizers_owner: Owner | None = None
+        self._process_lifetime = ProcessLifetime(state.ownership, fixtures)
+        self._has_handed_over = False
         self._call_verdicts = Verdicts()
         self._teardown_verdicts = Verdicts()
         self.owner: Owner | None = None
@@ -209,7 +212,13 @@ class ItemCheck:
             failed=self._failed,
             late_commits=self._finds_late_commits,
         )
-        return Checkpoint(question, self.grace, new_backends=True, keep=self._belongs_to_call)
+        return Checkpoint(
+            question,
+            self.grace,
+            new_backends=True,
+            keep=self._belongs_to_call,
+            has_new_owners=self._take_handed_over,
+        )
 
     def _over_limit(self) -> tuple[Finding, ...]:
         peak = self._state.budget.end()
@@ -251,21 +260,34 @@ class ItemCheck:
 
     def _is_somebody_elses_to_close(self, finding: Finding, view: View) -> bool:
         """Hand a thing that the test has opened over to the fixture or lifespan that holds it to close it."""
-        facts = finding.connection or (finding.pool.facts if finding.pool is not None else None)
-        target = facts.reference() if facts is not None else None
-        if target is None:
+        if (target := target_of(finding)) is None:
             return False
         key = (finding.subject, finding.serial)
         if key not in self._guarded:
-            guardian = self._fixtures.guardian_of(target, _stack_of(finding, view), self._item)
+            guardian = self._fixtures.guardian_of(target, opening_stack(finding, view), self._item)
             if guardian is None and is_held(target, pending_finalizers(self._item)):
                 guardian = self._until_teardown()
             self._guarded[key] = guardian
         if (guardian := self._guarded[key]) is None:
-            return False
+            return self.is_process_lifetime(finding, view)
         self._fixtures.watch_owner(guardian)
         self._state.ledger.reassign(finding.subject, finding.serial, guardian)
         return True
+
+    def is_process_lifetime(self, finding: Finding, view: View) -> bool:
+        """Hand a thing over to the process, where a global variable keeps what was opened on first use."""
+        key = (finding.subject, finding.serial)
+        if key not in self._of_process:
+            self._of_process[key] = self._process_lifetime.owner_of(finding, view, self._item)
+        if (process := self._of_process[key]) is None:
+            return False
+        self._state.ledger.reassign(finding.subject, finding.serial, process)
+        self._has_handed_over = True
+        return True
+
+    def _take_handed_over(self) -> bool:
+        handed_over, self._has_handed_over = self._has_handed_over, False
+        return handed_over
 
     @property
     def living(self) -> frozenset[int]:
@@ -278,8 +300,10 @@ class ItemCheck:
             self._finalizers_owner = self._state.ownership.begin("call", self._item.nodeid)
         return self._finalizers_owner
 
-    def _belongs_to_teardown(self, finding: Finding, _view: View) -> bool:
-        return finding.kind != TRANSACTION_LEFT_OPEN or finding.serial in self._deferred
+    def _belongs_to_teardown(self, finding: Finding, view: View) -> bool:
+        if finding.kind == TRANSACTION_LEFT_OPEN:
+            return finding.serial in self._deferred
+        return not self.is_process_lifetime(finding, view)
 
     def _tell(self, findings: Iterable[Finding], view: View) -> tuple[Verdicts, list[Heal]]:
         """Sort, remember, heal. Returns also what has to be awaited for healing."""
@@ -299,11 +323,3 @@ class ItemCheck:
             *entries_of(verdicts.failing, nodeid, True, root),
             *entries_of(verdicts.warning, nodeid, False, root),
         ]
-
-
-def _stack_of(finding: Finding, view: View) -> RawStack:
-    if finding.subject == "pool":
-        pool = view.pools.get(finding.serial)
-        return pool.opened.stack if pool is not None and pool.opened is not None else ()
-    connection = next((c for c in view.connections if c.serial == finding.serial), None)
-    return (connection.checkout or connection.opened).stack if connection is not None else ()

@@ -13,7 +13,7 @@ from pytest_pgleak.findings import Finding
 from pytest_pgleak.owners import Owner
 from pytest_pgleak.reporting import LeaksFound
 from pytest_pgleak.settling import settle, settle_async
-from pytest_pgleak.views import ConnectionView, Ending
+from pytest_pgleak.views import ConnectionView, Ending, View
 
 if TYPE_CHECKING:
     from pytest_pgleak.state import State
@@ -44,7 +44,7 @@ class LeakTracker:
         if owner is None:
             return ()
         ended = frozenset({owner.serial})
-        checkpoint = Checkpoint(Question(owner, ended, ended), grace=0.0)
+        checkpoint = Checkpoint(Question(owner, ended, ended), grace=0.0, keep=_keep(self._state))
         return settle(self._state.judge.settling(checkpoint))
 
     def no_leaks(self) -> NoLeaks:
@@ -91,7 +91,8 @@ class NoLeaks:
         self._state.ownership.pop(self._owner)
         lifespans = (own.serial for own in self._state.ownership.lifespans if own.started_by == self._owner.serial)
         ended = frozenset({self._owner.serial, *lifespans})
-        return Checkpoint(Question(self._owner, ended, ended, failed=failed), grace)
+        question = Question(self._owner, ended, ended, failed=failed)
+        return Checkpoint(question, grace, keep=_keep(self._state))
 
     def _judge(self, findings: tuple[Finding, ...], exc: BaseException | None) -> None:
         __tracebackhide__ = True
@@ -101,6 +102,11 @@ class NoLeaks:
         failing = tuple(each for each in findings if self._state.settings.level(each.kind) == "fail")
         if failing and exc is None:
             raise LeaksFound(failing, self._state.config.rootpath)
+
+
+def _keep(state: State) -> Callable[[Finding, View], bool]:
+    check = state.current_check
+    return lambda finding, view: check is None or not check.is_process_lifetime(finding, view)
 
 
 def _in_event_loop() -> bool:

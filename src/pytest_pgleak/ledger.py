@@ -115,6 +115,13 @@ class Ledger:
             held = {serial: self._holder(serial, record) for serial, record in self._connections.items()}
             return tuple((self._lost | held).values())
 
+    def pool_facts(self, serial: int) -> PoolFacts | None:
+        """Return what is known of a pool since it opened; None where it is closed, or was not seen."""
+        with self._lock:
+            self._fold()
+            pool = self._pools.get(serial)
+            return None if pool is None else pool.facts
+
     def open_connections(self) -> dict[tuple[str, str], dict[str, int]]:
         """Count the open connections of this process by server and database name."""
         counts: dict[tuple[str, str], dict[str, int]] = {}
@@ -270,6 +277,7 @@ class Ledger:
                 sum(record.ending is Ending.OPEN and not _is_closed(record.facts) for record in members),
                 sum(record.checkout is not None for record in members),
                 pool.dropped,
+                _has_lost_loop(pool.facts) or _have_lost_loop(members),
             )
         return pools
 
@@ -436,6 +444,19 @@ def _is_closed(facts: ConnectionFacts) -> bool:
     return connection is None or facts.library.is_closed(connection)
 
 
+def _has_lost_loop(facts: ConnectionFacts | PoolFacts) -> bool:
+    if facts.loop is None:
+        return False
+    loop = facts.loop()
+    return loop is None or bool(loop.is_closed())
+
+
+def _have_lost_loop(members: list[_ConnectionRecord]) -> bool:
+    """Tell whether a pool that has no loop of its own, as SQLAlchemy's, has only connections of one that is closed."""
+    held = [record for record in members if record.ending is Ending.OPEN and not _is_closed(record.facts)]
+    return bool(held) and all(_has_lost_loop(record.facts) for record in held)
+
+
 def _pool_ending(pool: _PoolRecord) -> Ending:
     if pool.ending is not Ending.OPEN or pool.facts is None:
         return pool.ending
@@ -467,4 +488,5 @@ def _view_connection(serial: int, record: _ConnectionRecord) -> ConnectionView:
         record.after_response,
         held_by_task(held_since.task) if ending is Ending.OPEN else None,
         record.began,
+        _has_lost_loop(record.facts),
     )

@@ -1,11 +1,11 @@
-"""Who answers for a connection: a test's call phase, a fixture, a lifespan, a ``with`` block or the session."""
+"""Who answers for a connection: a test's call phase, a fixture, a lifespan, a ``with`` block, the process."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-What = Literal["call", "fixture", "lifespan", "block", "session"]
+What = Literal["call", "fixture", "lifespan", "block", "session", "process"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,7 @@ class Owner:
         fixturename: pytest's ``fixturename`` for a fixture, or for the fixture that ran a lifespan.
         scope: The fixture's ``scope``.
         started_by: Serial of the owner that was active when a lifespan or a block began.
+        variable: For the process, the global variable that keeps what it answers for.
     """
 
     serial: int
@@ -29,6 +30,12 @@ class Owner:
     fixturename: str | None = None
     scope: str | None = None
     started_by: int | None = None
+    variable: str | None = None
+
+    @property
+    def outlives_tests(self) -> bool:
+        """Whether it ends when pytest does: what it holds is nothing that a test has to give back."""
+        return self.what in ("session", "process")
 
     def describe(self) -> str:
         """Name the owner in a sentence, as "fixture 'db' (module scope)"."""
@@ -41,4 +48,6 @@ class Owner:
             return f"the application's lifespan{ran}"
         if self.what == "block":
             return "the no_leaks() block"
-        return "the session (import or collection)"
+        if self.what == "process":
+            return f"the process (module global {self.variable})"
+        return "the process (opened at import or collection)"

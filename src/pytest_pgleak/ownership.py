@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any
 
 from pytest_pgleak.background import Background
@@ -34,6 +35,7 @@ class Ownership:
         self._ended: list[Owner] = []
         self._lifespans: dict[int, Owner] = {}
         self._apps: dict[int, weakref.ref[Any]] = {}
+        self._apps_with_lifespan: weakref.WeakSet[Any] = weakref.WeakSet()
         self._context_owner: ContextVar[Owner | None] = ContextVar("pgleak_owner", default=None)
         self._request: ContextVar[Request | None] = ContextVar("pgleak_request", default=None)
 
@@ -76,12 +78,21 @@ class Ownership:
         self._lifespans[owner.serial] = owner
         if app is not None:
             self._apps[owner.serial] = weakref.ref(app)
+            self._apps_with_lifespan.add(app)
         return owner
 
     def app_of(self, lifespan: Owner) -> Any:
         """Return the application of a lifespan, if it is one of Starlette's and still there."""
         reference = self._apps.get(lifespan.serial)
         return None if reference is None else reference()
+
+    def has_run_lifespan(self, app: Any) -> bool:
+        """Tell whether somebody has run the lifespan of an application of Starlette's."""
+        return app in self._apps_with_lifespan
+
+    def process(self, variable: str) -> Owner:
+        """Return the owner of what a global variable keeps: the session under another name, for both end together."""
+        return replace(self.session, what="process", variable=variable)
 
     @property
     def lifespans(self) -> tuple[Owner, ...]:

@@ -248,8 +248,15 @@ class SessionEnd:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self._entries.extend(getattr(report, "pgleak", ()))
 
-    @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self, exitstatus: int) -> None:
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_sessionfinish(self, exitstatus: int) -> Generator[None, object, object]:
+        # Inside of all other wrappers, one of which prints the summary; after everybody who may close something.
+        try:
+            return (yield)
+        finally:
+            self._finish(exitstatus)
+
+    def _finish(self, exitstatus: int) -> None:
         active = self._config.stash.get(_SESSION, None)
         entries, notes = active.finish() if active is not None else ([], [])
         if (output := getattr(self._config, "workeroutput", None)) is not None:

@@ -116,8 +116,16 @@ def _finding(finding: Finding, others: Sequence[Finding], root: Path) -> list[Li
     lines.append(_line("fix", sentences.fix(finding), "fix"))
     if finding.prepared is not None and finding.prepared.stays:
         lines.append(_line("undo", prepared_sentences.undo(finding)))
-    lines.append(_line("allow", f'@pytest.mark.pgleak(allow=["{finding.kind}"])'))
+    lines.append(_allow(finding, root))
     return lines
+
+
+def _allow(finding: Finding, root: Path) -> Line:
+    if finding.owner.outlives_tests and finding.origin is not None and finding.kind != TRANSACTION_LEFT_OPEN:
+        # Told at the end of the session: no marker of a test speaks for it.
+        where = f"{relative(finding.origin.filename, root)}::{finding.origin.function.rpartition('.')[2]}"
+        return _line("ignore", f"a line of pgleak_ignore: {finding.kind} {where}")
+    return _line("allow", f'@pytest.mark.pgleak(allow=["{finding.kind}"])')
 
 
 def _ended(finding: Finding, root: Path) -> str:
@@ -140,7 +148,8 @@ def _origin(finding: Finding, root: Path) -> list[Line]:
         shown = _PASSWORD.sub(lambda match: (match[1] or match[2]) + "…", source)
         lines.append(Line(" " * (_LABEL + 6) + shown, "source"))
     callers = [place(frame, root) for frame in finding.stack[1 : 1 + _CALLERS]]
-    if callers and finding.dependency is None:
+    # Who came first is not to blame for what belongs to the process.
+    if callers and finding.dependency is None and not finding.owner.outlives_tests:
         lines.append(_line("called by", ", ".join(callers)))
     if finding.kind == NESTED_CHECKOUT and finding.opened is not None:
         lines.append(_line("while", f"another one is held, taken at {place(finding.opened, root)}"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from pytest_pgleak import transaction_sentences
+from pytest_pgleak import lifetime_sentences, transaction_sentences
 from pytest_pgleak.activity import Backend
 from pytest_pgleak.budget import sentences as peak_sentences
 from pytest_pgleak.findings import Finding
@@ -65,7 +65,7 @@ def ended(finding: Finding) -> str:
         return f"{finding.owner.describe()} ended; nothing called commit() or rollback()"
     if finding.ending is Ending.DROPPED:
         return f"garbage-collected{after}; nothing called close()"
-    return f"it did not: {finding.owner.describe()} ended and the connection is still open{_holder(finding)}"
+    return lifetime_sentences.open_still(finding, f"still open{_holder(finding)}")
 
 
 def _ended_pool(finding: Finding) -> str:
@@ -73,7 +73,7 @@ def _ended_pool(finding: Finding) -> str:
     members = f", {number} connection{'s' if number != 1 else ''} in it" if number else ""
     if finding.ending is Ending.DROPPED:
         return f"garbage-collected; nothing called {_closing(finding)}"
-    return f"it did not: {finding.owner.describe()} ended and the pool is still open{members}"
+    return lifetime_sentences.open_still(finding, f"still open{members}")
 
 
 def _ended_checkout(finding: Finding, after: str) -> str:
@@ -82,8 +82,8 @@ def _ended_checkout(finding: Finding, after: str) -> str:
     if finding.ending is Ending.CLOSED and not finding.library.ends_transactions:
         return f"closed, but not returned with {called(finding.words.give_back)}; the pool has lost this slot for ever"
     session = finding.words.session_of
-    still = f"the {session} still has its connection" if session else "the connection is still out"
-    return f"it did not: {finding.owner.describe()} ended and {still}{_holder(finding)}"
+    state = f"still out, in a {session} that is open" if session else "still out"
+    return lifetime_sentences.open_still(finding, f"{state}{_holder(finding)}")
 
 
 def _closing(finding: Finding) -> str:
@@ -151,6 +151,8 @@ def fix(finding: Finding) -> str:
     """Say what to change, in the words of the code that is already there."""
     if (others := _FIXES.get(finding.subject)) is not None:
         return others(finding)
+    if (of_lifetime := lifetime_sentences.fix(finding)) is not None:
+        return of_lifetime
     if finding.left:
         return session_sentences.fix(finding)
     if finding.kind in (CONNECTION_DROPPED, CONNECTION_NOT_CLOSED):

@@ -15,6 +15,7 @@ from pytest_pgleak.fixture_owners import FixtureOwners
 from pytest_pgleak.hangs.hangs import Hangs
 from pytest_pgleak.item_checks import CHECK, ItemCheck
 from pytest_pgleak.owners import Owner
+from pytest_pgleak.process_lifetime import ProcessLifetime
 from pytest_pgleak.reporting import LeaksFound, Reported, entries_of
 from pytest_pgleak.reports.bugs import drop_repeated_texts
 from pytest_pgleak.reports.junit import Properties
@@ -173,7 +174,8 @@ class Session:
         session = frozenset({state.ownership.session.serial})
         checkpoint = Checkpoint(Question(state.ownership.session, session, session), state.settings.grace)
         findings = settle(state.judge.settling(checkpoint))
-        # Opened at import or collection: it lives as long as the process, which is often what is wanted.
+        findings = ProcessLifetime(state.ownership, self.fixtures).at_the_end(findings, checkpoint.view, state.config)
+        # It lives as long as the process, which is often what is wanted.
         verdicts = state.verdict.sort(findings, None, most="warn")
         if verdicts.all:
             state.config.hook.pytest_pgleak_findings(item=None, findings=verdicts.all)

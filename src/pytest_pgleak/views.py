@@ -54,6 +54,7 @@ class ConnectionView:
         after_response: For a dropped connection, whether the response had started.
         task: The task that holds it, where that is not the one which runs the test.
         began: Where the open transaction began, if anybody saw it.
+        loop_is_closed: Whether the event loop that it was opened in is closed, or gone.
     """
 
     serial: int
@@ -67,6 +68,7 @@ class ConnectionView:
     after_response: bool | None = None
     task: TaskInfo | None = None
     began: Moment | None = None
+    loop_is_closed: bool = False
 
     @property
     def held(self) -> Moment:
@@ -96,6 +98,7 @@ class PoolView:
     members: int = 0
     checked_out: int = 0
     dropped: int = 0
+    loop_is_closed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,7 +86,7 @@ def test_a_fixture_that_has_just_ended_has_left_it_over():
     [
         (CALL, CALL.nodeid, "this test"),
         (CALL, OTHER.nodeid, "test_visits.py::test_visit"),
-        (SESSION, CALL.nodeid, "the session (import or collection)"),
+        (SESSION, CALL.nodeid, "the process (opened at import or collection)"),
         (FIXTURE, CALL.nodeid, "fixture 'db' (module scope)"),
         (Owner(5, "fixture", OTHER.nodeid, "db", "function"), OTHER.nodeid, "fixture 'db' (function scope)"),
         (

@@ -273,7 +273,7 @@ def test_what_was_opened_outside_of_any_code_of_the_users(root):
         is_="""
 [connection-dropped] connection opened and never closed
   opened    outside of any code that pgleak could recognise as yours
-  owner     the session (import or collection)
+  owner     the process (opened at import or collection)
   ended     garbage-collected; nothing called close()
   fix       use `async with await psycopg.AsyncConnection.connect(…) as conn:`, or close it in a `finally:`
   allow     @pytest.mark.pgleak(allow=["connection-dropped"])
@@ -548,7 +548,16 @@ def test_the_styles_are_where_the_colours_belong(root, at):
 def test_every_finding_says_how_to_allow_it(root, at):
     for kind, *case in ALL:
         found = everything(kind, at, *case)
-        assert text(root, found).endswith(f'  allow     @pytest.mark.pgleak(allow=["{found.kind}"])')
+        assert (
+            text(root, found)
+            .splitlines()[-1]
+            .startswith(
+                (
+                    f'  allow     @pytest.mark.pgleak(allow=["{found.kind}"])',
+                    f"  ignore    a line of pgleak_ignore: {found.kind} app/db.py::",
+                )
+            )
+        )
 
 
 def test_nothing_is_nothing(root):

@@ -63,7 +63,7 @@ def untracked(**more):
         (LIFESPAN, "the application's lifespan run by fixture 'client'"),
         (Owner(4, "lifespan", "test_a.py::test_it"), "the application's lifespan"),
         (BLOCK, "the no_leaks() block"),
-        (SESSION, "the session (import or collection)"),
+        (SESSION, "the process (opened at import or collection)"),
     ],
 )
 def test_who(owner, expected):

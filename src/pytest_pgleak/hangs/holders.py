@@ -84,7 +84,7 @@ class Present:
         charged to them by then, or to an owner that is alive.
         """
         owner = moment.owner
-        if owner.serial in self.living or owner.what == "session":
+        if owner.serial in self.living or owner.outlives_tests:
             return False
         if owner.what == "fixture":
             return True
@@ -120,7 +120,7 @@ def whose(owner: Owner, nodeid: str) -> str:
         owner: The owner.
         nodeid: The test that is looked at.
     """
-    if owner.what == "session" or owner.scope not in (None, "function"):
+    if owner.outlives_tests or owner.scope not in (None, "function"):
         return owner.describe()
     if owner.what == "call":
         return "this test" if owner.nodeid == nodeid else owner.nodeid

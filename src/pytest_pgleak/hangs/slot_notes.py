@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pytest_pgleak.activity import Backend
+from pytest_pgleak.events import PoolFacts
 from pytest_pgleak.frames import origin
 from pytest_pgleak.hangs import lock_queries
 from pytest_pgleak.hangs.holders import Holder, whose
@@ -21,6 +22,7 @@ from pytest_pgleak.ledger import Ledger
 from pytest_pgleak.observer import Observer, ObserverError
 from pytest_pgleak.observers import Observers, Server
 from pytest_pgleak.requests import RequestInfo
+from pytest_pgleak.session_state.home_loop import running_loop
 from pytest_pgleak.views import Ending
 
 _POOL_ERRORS: Final = frozenset(("PoolTimeout", "TooManyRequests"))
@@ -75,7 +77,8 @@ class SlotNotes:
             self.refused(error)
             return
         trouble = self._troubles.get(serial)
-        text = pool_note(PoolFigures(pool.name, pool.max_size or None), self._pool_slots(serial), trouble, self._root)
+        figures = PoolFigures(pool.name, pool.max_size or None, _other_loop(self._ledger.pool_facts(serial)))
+        text = pool_note(figures, self._pool_slots(serial), trouble, self._root)
         if trouble is not None and is_full(trouble):
             text += "\n" + self._crowd(None)
         self._put(error, text)
@@ -166,6 +169,17 @@ class SlotNotes:
             return question(observer) if observer is not None else ()
         except ObserverError:
             return ()
+
+
+def _other_loop(facts: PoolFacts | None) -> Literal["closed", "another"] | None:
+    """Tell of a pool that was opened in an event loop which is not the running one: it waits for that in vain."""
+    if facts is None or facts.loop is None:
+        return None
+    loop = facts.loop()
+    if loop is None or loop.is_closed():
+        return "closed"
+    running = running_loop()
+    return None if running is not None and running() is loop else "another"
 
 
 def is_full(text: str) -> bool:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from pytest_pgleak.frames import Frame
 from pytest_pgleak.rendering import place
@@ -18,6 +18,12 @@ PREFIX: Final = "pgleak: "
 _MOST_LINES: Final = 10
 _MOST_PIDS: Final = 5
 _WIDTH: Final = 240
+_LOOPS: Final = {
+    "closed": "its event loop is closed: it can open no connection any more. Open it in the loop that uses it: in the"
+    " lifespan, or in a fixture with the loop scope of this test",
+    "another": "it was opened in another event loop, and can open a connection only there. Open it in the loop that"
+    " uses it: in the lifespan, or in a fixture with the loop scope of this test",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +58,17 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class PoolFigures:
-    """A pool that had nothing to give. Attributes as its own."""
+    """A pool that had nothing to give.
+
+    Attributes:
+        name: Its own name.
+        max_size: Its ``max_size``.
+        loop: Its event loop, where that is not the one in which it is asked.
+    """
 
     name: str
     max_size: int | None = None
+    loop: Literal["closed", "another"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +127,8 @@ def pool_note(pool: PoolFigures, slots: Sequence[Slot], trouble: str | None, roo
     size = f" (max_size {pool.max_size})" if pool.max_size else ""
     counts = f"{out} checked out" + (f", {_number(len(lost), 'slot')} lost for ever" if lost else "")
     lines = [f"{PREFIX}pool {pool.name!r}{size}: {counts}"]
+    if pool.loop is not None:
+        lines.append(f"  {_LOOPS[pool.loop]}")
     ordered = sorted(slots, key=lambda slot: (slot.is_lost, -slot.seconds))
     lines += [f"  {_slot(slot, root)}" for slot in ordered[:_MOST_LINES]]
     if len(ordered) > _MOST_LINES:

@@ -24,6 +24,7 @@ from pytest_pgleak.events import ConnectionFacts, PoolFacts
 from pytest_pgleak.libraries.asyncpg_words import ASYNCPG, POOL
 from pytest_pgleak.libraries.opening import opening_for, opening_pool
 from pytest_pgleak.patching import Patch, Patches
+from pytest_pgleak.session_state.home_loop import running_loop
 from pytest_pgleak.transaction_tracking import Operation
 from pytest_pgleak.transactions import How
 
@@ -77,11 +78,12 @@ def _facts(connection: Any, reference: weakref.ref[Any]) -> ConnectionFacts:
     server = parameters["host"], parameters["port"]
     name = type(connection).__name__
     database, user = parameters.get("dbname", ""), parameters.get("user", "")
-    return ConnectionFacts(reference, name, True, connection.get_server_pid(), server, database, user, ASYNCPG)
+    pid = connection.get_server_pid()
+    return ConnectionFacts(reference, name, True, pid, server, database, user, ASYNCPG, running_loop())
 
 
 def _pool_facts(pool: Any, reference: weakref.ref[Any]) -> PoolFacts:
-    return PoolFacts(reference, type(pool).__name__, True, "asyncpg", pool.get_max_size(), POOL)
+    return PoolFacts(reference, type(pool).__name__, True, "asyncpg", pool.get_max_size(), POOL, running_loop())
 
 
 def _wrap_init(tracker: Tracker, original: Method) -> Method:

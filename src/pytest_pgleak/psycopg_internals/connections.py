@@ -14,6 +14,7 @@ from pytest_pgleak.libraries.opening import opening_pool
 from pytest_pgleak.patching import Patch, Patches
 from pytest_pgleak.psycopg_internals.idle import is_in_a_pool
 from pytest_pgleak.psycopg_internals.operations import operation_of, status_of
+from pytest_pgleak.session_state.home_loop import running_loop
 from pytest_pgleak.tracking import Tracker
 from pytest_pgleak.transactions import How
 
@@ -50,15 +51,16 @@ def connection_patches(psycopg: ModuleType, tracker: Tracker) -> Patches:
 
 def _connection_facts(connection: Any, reference: weakref.ref[Any]) -> ConnectionFacts:
     pgconn = connection.pgconn
-    name = type(connection).__name__
+    name, is_async = type(connection).__name__, hasattr(connection, "__aenter__")
     return ConnectionFacts(
         reference,
         name,
-        hasattr(connection, "__aenter__"),
+        is_async,
         pgconn.backend_pid,
         (pgconn.host.decode(errors="replace"), pgconn.port.decode(errors="replace")),
         pgconn.db.decode(errors="replace"),
         pgconn.user.decode(errors="replace"),
+        loop=running_loop() if is_async else None,
     )
 
 

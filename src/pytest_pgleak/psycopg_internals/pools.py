@@ -12,6 +12,7 @@ from pytest_pgleak.events import PoolFacts
 from pytest_pgleak.libraries.opening import opening_for
 from pytest_pgleak.patching import Patch, Patches
 from pytest_pgleak.psycopg_internals.operations import status_of
+from pytest_pgleak.session_state.home_loop import running_loop
 from pytest_pgleak.tracking import Tracker
 from pytest_pgleak.transactions import How
 
@@ -45,7 +46,9 @@ def pool_patches(psycopg_pool: ModuleType, tracker: Tracker) -> Patches:
 
 
 def _pool_facts(pool: Any, reference: weakref.ref[Any]) -> PoolFacts:
-    return PoolFacts(reference, type(pool).__name__, hasattr(pool, "__aenter__"), pool.name, pool.max_size)
+    is_async = hasattr(pool, "__aenter__")
+    loop = running_loop() if is_async else None
+    return PoolFacts(reference, type(pool).__name__, is_async, pool.name, pool.max_size, loop=loop)
 
 
 def _wrap_pool_init(tracker: Tracker, original: Method) -> Method:

@@ -18,7 +18,7 @@ def running_loop() -> weakref.ref[Any] | None:
         return None
     try:
         return weakref.ref(asyncio.get_running_loop())
-    except RuntimeError:
+    except (RuntimeError, TypeError):  # none runs, or one that cannot be referred to weakly
         return None
 
 

@@ -1,0 +1,167 @@
+"""What lives as long as the process: opened at import, or on first use, and kept in a global variable.
+
+Whoever came first has merely triggered it. Later tests use it, too, so it is neither the leak of that test nor to be
+closed after it; it is told once, at the end of the session. What a test or a fixture opens in its own code stays its
+own, in a global variable or not; so does what a fixture has opened that has something in it that closes.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import sys
+import types
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any, Final
+
+import pytest
+
+from pytest_pgleak.findings import Finding
+from pytest_pgleak.fixture_owners import FixtureOwners, is_xunit
+from pytest_pgleak.frames import RawStack, is_user_code, user_frames
+from pytest_pgleak.guardians import is_closing, lifespan_functions, shuts_down
+from pytest_pgleak.isolation import code_of, nested_codes
+from pytest_pgleak.module_globals import variable_holding
+from pytest_pgleak.owners import Owner
+from pytest_pgleak.ownership import Ownership
+from pytest_pgleak.views import View
+
+_SUBJECTS: Final = ("connection", "checkout", "pool")
+_TRIGGERS: Final = ("call", "block", "fixture")
+
+
+class ProcessLifetime:
+    """Tells what belongs to the process rather than to whoever happened to be at work.
+
+    Args:
+        ownership: Knows the owners, and which applications have run a lifespan.
+        fixtures: Know the functions of fixtures.
+    """
+
+    def __init__(self, ownership: Ownership, fixtures: FixtureOwners) -> None:
+        self._ownership = ownership
+        self._fixtures = fixtures
+
+    def owner_of(self, finding: Finding, view: View, item: pytest.Item) -> Owner | None:
+        """Return the process as the owner of something that is still open, where it is a global variable's.
+
+        Args:
+            finding: About a connection, a checkout or a pool.
+            view: The ledger as it was judged.
+            item: The test.
+        """
+        if finding.subject not in _SUBJECTS or not finding.can_heal or finding.owner.what not in _TRIGGERS:
+            return None
+        stack = opening_stack(finding, view)
+        return self._named(finding, stack) if self._is_only_triggered(finding, stack, item) else None
+
+    def at_the_end(self, findings: Iterable[Finding], view: View, config: pytest.Config) -> tuple[Finding, ...]:
+        """Name the variables of what the session left, and leave out what is going to be closed yet.
+
+        Args:
+            findings: What is still there at the end of the session.
+            view: The ledger as it was judged.
+            config: pytest's config.
+        """
+        named = []
+        for finding in findings:
+            if finding.owner.what == "session" and finding.subject in _SUBJECTS and finding.can_heal:
+                owner = self._named(finding, opening_stack(finding, view))
+                named.append(finding if owner is None else replace(finding, owner=owner))
+            else:
+                named.append(finding)
+        if _closes_when_unconfigured(config):
+            return tuple(finding for finding in named if finding.subject not in _SUBJECTS or not finding.can_heal)
+        closed = _with_a_closing_method(target for each in named if (target := target_of(each)) is not None)
+        return tuple(each for each in named if id(target_of(each)) not in closed and not _closes_at_exit(each.owner))
+
+    def _named(self, finding: Finding, stack: RawStack) -> Owner | None:
+        if (target := target_of(finding)) is None:
+            return None
+        is_pool = finding.subject == "pool"
+        variable = variable_holding(target, stack, is_pool=is_pool, is_lifespans=self._is_lifespans)
+        return None if variable is None else self._ownership.process(variable)
+
+    def _is_only_triggered(self, finding: Finding, stack: RawStack, item: pytest.Item) -> bool:
+        frames = user_frames(stack)
+        if any(frame.function == "<module>" for frame in frames):
+            return True  # by an import
+        if finding.owner.what == "fixture" and finding.request is None:
+            if is_xunit(finding.owner) or self._fixtures.test_function(finding.owner, lambda each: shuts_down([each])):
+                return False
+            own = self._fixtures.codes_of(finding.owner)
+        else:
+            own = nested_codes_of(getattr(item, "obj", None))
+        origin = next((code for code, _ in stack if is_user_code(code.co_filename)), None)
+        return bool(frames) and origin not in own | _class_codes(item)
+
+    def _is_lifespans(self, app: Any) -> bool:
+        return self._ownership.has_run_lifespan(app) and any(
+            is_user_code(code.co_filename)
+            for function in lifespan_functions(app)
+            if (code := code_of(function)) is not None
+        )
+
+
+def target_of(finding: Finding) -> Any:
+    """Return the connection or the pool of a finding, if it is still there."""
+    facts = finding.pool.facts if finding.subject == "pool" and finding.pool is not None else finding.connection
+    return None if facts is None else facts.reference()
+
+
+def opening_stack(finding: Finding, view: View) -> RawStack:
+    """Return the whole stack with which the thing of a finding was opened, or checked out."""
+    if finding.subject == "pool":
+        pool = view.pools.get(finding.serial)
+        return pool.opened.stack if pool is not None and pool.opened is not None else ()
+    connection = next((c for c in view.connections if c.serial == finding.serial), None)
+    return connection.held.stack if connection is not None else ()
+
+
+def nested_codes_of(function: Any) -> set[types.CodeType]:
+    """Return the code of a function and of those inside it; nothing for what is no function."""
+    code = code_of(function)
+    return set() if code is None else nested_codes(code)
+
+
+def _class_codes(item: pytest.Item) -> set[types.CodeType]:
+    """Return the code of a test class, set-up and tear-down of xunit style included."""
+    classes = getattr(getattr(item, "cls", None), "__mro__", ())
+    members = (getattr(each, "__func__", each) for base in classes for each in list(vars(base).values()))
+    return {code for each in members if (code := getattr(each, "__code__", None)) and is_user_code(code.co_filename)}
+
+
+def _closes_when_unconfigured(config: pytest.Config) -> bool:
+    """Tell whether a conftest.py closes something when pytest ends, which is later than any report."""
+    functions = (each.function for each in config.pluginmanager.hook.pytest_unconfigure.get_hookimpls())
+    return shuts_down(each for each in functions if _is_users_function(each))
+
+
+def _with_a_closing_method(targets: Iterable[Any]) -> set[int]:
+    """Return the ids of those whose ``close`` is kept by somebody: ``atexit.register(pool.close)``."""
+    found = list(targets)
+    if not found:
+        return set()
+    methods = (each for each in gc.get_referrers(*found) if isinstance(each, types.MethodType))
+    return {id(method.__self__) for method in methods if is_closing(method.__name__)}
+
+
+def _closes_at_exit(owner: Owner) -> bool:
+    """Tell whether the module of a variable works with ``atexit``, and has a function that closes."""
+    values = list(vars(_module_of(owner.variable or "")).values())
+    if not any(value is atexit or value is atexit.register for value in values):
+        return False
+    return shuts_down(value for value in values if isinstance(value, types.FunctionType))
+
+
+def _module_of(variable: str) -> types.ModuleType:
+    name = variable
+    while name and name not in sys.modules:
+        name = name.rpartition(".")[0]
+    return sys.modules[name] if name else types.ModuleType("")
+
+
+def _is_users_function(function: Callable[..., Any]) -> bool:
+    code = code_of(function)
+    return code is not None and is_user_code(code.co_filename)
