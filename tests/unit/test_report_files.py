@@ -23,6 +23,7 @@ def tree(tmp_path):
     for name in ("app/my db.py", "app/db.py", "tests/test_a.py"):
         (tmp_path / "backend" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "backend" / name).write_text("")
+    (tmp_path / "outside.py").write_text("")
     return SourceTree(tmp_path / "backend", tmp_path)
 
 
@@ -251,7 +252,9 @@ def test_else_it_is_githubs_workspace(tmp_path):
 
 def test_paths_of_the_repository(tree):
     assert tree.path("app/db.py") == "backend/app/db.py"
-    assert [tree.path(file) for file in ("", "app", "app/none.py", "../../etc/passwd")] == [None] * 4
+    inner = SourceTree(tree.root, tree.root)
+    assert [inner.path(file) for file in ("", "app", "app/none.py", "../outside.py")] == [None] * 4
+    assert tree.path("../outside.py") == "outside.py"
 
 
 def test_no_report_has_a_time_or_a_machine_in_it(tree):

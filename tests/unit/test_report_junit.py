@@ -8,8 +8,9 @@ from pytest_pgleak.reports.junit import Properties
 OWN = ("ticket", "SHOP-7")
 
 
-def entry(lineno=14, kind="connection-dropped"):
-    return Reported(kind, f"/app/db.py:{lineno} in f", "n", True, file="app/db.py", lineno=lineno, function="f")
+def entry(lineno=14, kind="connection-dropped", owner=""):
+    at = {"file": "app/db.py", "lineno": lineno, "function": "f"}
+    return Reported(kind, f"/app/db.py:{lineno} in f", "n", True, owner, **at)
 
 
 def report(when, outcome="passed"):
@@ -52,6 +53,6 @@ def test_the_same_line_once():
 
 def test_two_testcases_share_nothing():
     # pytest's junitxml writes two when both fail.
-    other = entry(3, "pool-not-closed")
-    phases = [("setup", "passed"), ("call", "failed", entry()), ("teardown", "failed", other)]
+    others = [entry(3, "pool-not-closed", owner) for owner in ("fixture 'a'", "fixture 'b'")]
+    phases = [("setup", "passed"), ("call", "failed", entry()), ("teardown", "failed", *others)]
     assert reports(*phases) == [[], [FOUND], [OTHER]]
