@@ -86,6 +86,8 @@ class State:
         self.verdict = Verdict(lambda: self.settings, config.hook.pytest_pgleak_ignore, config.rootpath)
         self.reported: list[Reported] = []
         self.notes: list[str] = []
+        self.missed = ""
+        """Why findings may be missing, through no fault of the tests."""
         self.checking = False
         self.current_check: ItemCheck | None = None
         self.own_databases: set[str] = set()
@@ -125,6 +127,7 @@ class State:
 
     def fault(self, where: str) -> None:
         """Report an exception inside the plugin as the plugin's own, with its traceback."""
+        self.missed = f"internal error in {where}"
         self.note(
             f"internal error of pytest-pgleak in {where}; what it would have found is missing. Please report it:\n"
             + traceback.format_exc()
@@ -144,6 +147,7 @@ class State:
             patch.on()
         except AttributeError as error:
             version = getattr(module, "__version__", "of unknown version")
+            self.missed = f"{module.__name__} is not watched"
             self.note(
                 f"{module.__name__} {version} looks different from the versions that pytest-pgleak knows ({error});"
                 " it is not watched, and leaks through it are not found. Upgrade pytest-pgleak, or pin"

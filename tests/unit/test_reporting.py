@@ -28,7 +28,8 @@ def title(*entries):
 
 
 def test_a_finding_as_the_summary_needs_it():
-    assert reported(finding(), "test_a.py::test_it", True, ROOT) == entry()
+    key = ("connection-dropped", "app/db.py", "get_conn", "", "")
+    assert reported(finding(), "test_a.py::test_it", True, ROOT) == entry(key=key)
     assert reported(finding(owner=FIXTURE), "n", False, ROOT).owner == "fixture 'db' (module scope)"
     unknown = finding("untracked-backend", "backend", origin=None, serial=815, backend=backend(815))
     assert reported(unknown, "n", False, ROOT).place == "pid 815"
@@ -176,3 +177,10 @@ def test_a_failure_from_nowhere():
 def test_a_preface_stands_above():
     found = LeaksFound([finding()], ROOT, preface="In the block:")
     assert str(found).startswith("In the block:\n\n[connection-dropped]")
+
+
+def test_what_is_known_is_neither_shown_nor_counted():
+    known = reported(finding(), "test_a.py::test_it", False, ROOT, known=True)
+    assert known.detail == ()
+    assert summary([known], ()) == ("pgleak", [])
+    assert summary([known, entry()], ()) == summary([entry()], ())
