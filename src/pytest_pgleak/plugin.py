@@ -21,6 +21,7 @@ from pytest_pgleak.options import MARKER, add_options, is_configured
 from pytest_pgleak.post_import import PostImportHook
 
 if TYPE_CHECKING:
+    from pytest_pgleak.baseline.run import BaselineRun
     from pytest_pgleak.findings import Finding
     from pytest_pgleak.session import Session
     from pytest_pgleak.state import State
@@ -50,12 +51,18 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", MARKER)
     config.stash[_CONFIGURED] = True
     active = config.stash.get(_SESSION, None)
+    baseline = None
     if active is not None or is_configured(config):
         settings = _read_settings(config)
         if active is not None:
             # A conftest.py has imported psycopg before the command line was read.
             active.state.settings = settings
-    config.pluginmanager.register(SessionEnd(config), "pgleak-session-end")
+        if settings.baseline is not None:
+            from pytest_pgleak.baseline.run import BaselineRun
+
+            baseline = BaselineRun(config, settings.baseline, settings)
+            config.pluginmanager.register(baseline, "pgleak-baseline")
+    config.pluginmanager.register(SessionEnd(config, baseline), "pgleak-session-end")
     _watch_imports(config)
 
 
@@ -214,10 +221,13 @@ class SessionEnd:
 
     Args:
         config: pytest's config; some of these hooks are not given it.
+        baseline: What there is to do about the baseline, where there is one.
     """
 
-    def __init__(self, config: pytest.Config) -> None:
+    def __init__(self, config: pytest.Config, baseline: BaselineRun | None = None) -> None:
         self._config = config
+        self._baseline = baseline
+        self._missed = ""
         self._entries: list[dict[str, Any]] = []
         self._notes: list[str] = []
 
@@ -226,19 +236,21 @@ class SessionEnd:
         self._entries.extend(getattr(report, "pgleak", ()))
 
     @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self) -> None:
-        if (active := self._config.stash.get(_SESSION, None)) is None:
-            return
-        entries, notes = active.finish()
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        found: dict[str, Any] = {}
+        if (active := self._config.stash.get(_SESSION, None)) is not None:
+            entries, notes = active.finish()
+            found = {"entries": entries, "notes": notes, "missed": active.state.missed}
         if (output := getattr(self._config, "workeroutput", None)) is not None:
-            output["pgleak"] = {"entries": entries, "notes": notes}
-        else:
-            self._take(entries, notes)
+            output["pgleak"] = found | (self._baseline.of_worker() if self._baseline is not None else {})
+            return
+        self._take(found)
+        if self._baseline is not None:
+            self._notes.extend(self._baseline.finish(session, self._entries, self._missed))
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        found = getattr(node, "workeroutput", {}).get("pgleak", {})
-        self._take(found.get("entries", []), found.get("notes", []))
+        self._take(getattr(node, "workeroutput", {}).get("pgleak", {}))
 
     @pytest.hookimpl(trylast=True)
     def pytest_pgleak_ignore(self, finding: Finding) -> bool | None:
@@ -254,6 +266,7 @@ class SessionEnd:
         terminalreporter.section(title)
         write(lines, terminalreporter)
 
-    def _take(self, entries: list[dict[str, Any]], notes: list[str]) -> None:
-        self._entries.extend(entries)
-        self._notes.extend(note for note in notes if note not in self._notes)
+    def _take(self, found: dict[str, Any]) -> None:
+        self._entries.extend(found.get("entries", ()))
+        self._notes.extend(note for note in found.get("notes", ()) if note not in self._notes)
+        self._missed = self._missed or found.get("missed", "")

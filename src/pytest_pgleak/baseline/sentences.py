@@ -22,10 +22,7 @@ def created(shown: str, number: int, lines: int) -> str:
     """Say that there is a baseline now."""
     if not lines:
         return f"baseline written to {shown}: nothing was found, so whatever is found from now on fails"
-    return (
-        f"baseline written to {shown}: {_findings(number, lines)}."
-        " They did not fail this run and will not fail later ones; what is new will."
-    )
+    return f"baseline written to {shown}: {_findings(number, lines)}. They fail no test; what is new will."
 
 
 def not_created(shown: str, why: str) -> str:
