@@ -3,7 +3,7 @@
 ``python docs/examples.py`` rewrites README.md and the pages below docs/; ``--check`` only compares, and exits with 1
 and a diff where a page is stale. It needs a PostgreSQL server as the tests do: PGLEAK_DSN, or whatever pgleak finds.
 
-Five comments in a page are instructions to this script (``…`` is what it replaces):
+Six comments in a page are instructions to this script (``…`` is what it replaces):
 
 - ``<!-- file: test_a.py -->`` and a fenced block: a file. The files of a page are run together, by one pytest.
 - ``<!-- command -->`` and a fenced block: the command that runs them, where it is not ``pytest`` alone.
@@ -13,6 +13,8 @@ Five comments in a page are instructions to this script (``…`` is what it repl
   the leaky half of demo_app. ``summary`` is pgleak's summary of the page's own run, ``annotations`` what it tells
   GitHub; ``NAME:error`` are the lines of the error alone, ``NAME:waits`` what the terminal was told while NAME waited
   for a lock.
+- ``<!-- run: ARGUMENTS -->`` … ``<!-- /run -->``: pgleak's summary of one more pytest, with these arguments, on the
+  files that the page has shown by then. A page with such runs is played from top to bottom, in one directory.
 - ``<!-- code: PATH NAME … -->`` … ``<!-- /code -->``: these functions of a file of the repository.
 """
 
@@ -44,6 +46,7 @@ _FILE: Final = re.compile(r"<!-- file: (?P<name>\S+) -->\n```\w+\n(?P<text>.*?)^
 _COMMAND: Final = re.compile(r"<!-- command -->\n```sh\n(?P<command>[^\n]*)\n```$", re.MULTILINE)
 _OUTPUT: Final = re.compile(r"(<!-- output: (?P<name>\S+)(?: (?P<part>\S+))? -->\n).*?(<!-- /output -->)", re.DOTALL)
 _EXAMPLE: Final = re.compile(r"(<!-- example: (?P<name>\S+) -->\n).*?(<!-- /example -->)", re.DOTALL)
+_RUN: Final = re.compile(r"(<!-- run:(?P<arguments>[^\n]*) -->\n).*?(<!-- /run -->)", re.DOTALL)
 _CODE: Final = re.compile(r"(<!-- code: (?P<path>\S+) (?P<names>[^\n]+) -->\n).*?(<!-- /code -->)", re.DOTALL)
 
 _OF_THE_RUN: Final = ("summary", "annotations")
@@ -90,7 +93,8 @@ def run_pytest(arguments: tuple[str, ...], directory: Path, **variables: str) ->
     Raises:
         ExampleError: It does not end.
     """
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "GITHUB_"))}
+    unwanted = ("PYTEST_", "GITHUB_", "CI", "BUILD_NUMBER")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
     environment |= {"COLUMNS": "120", "NO_COLOR": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONIOENCODING": "utf-8"}
     environment |= variables
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
@@ -164,7 +168,7 @@ def demo() -> dict[str, str]:
 def own_run(page: str) -> dict[str, str]:
     """Run the files that a page shows; nothing where it shows none."""
     files = {match["name"]: match["text"] for match in _FILE.finditer(page)}
-    if not any(name.startswith("test_") for name in files):
+    if _RUN.search(page) or not any(name.startswith("test_") for name in files):
         return {}
     # An ini file of its own, even an empty one, so that no configuration above the temporary directory is found.
     files.setdefault("pytest.ini", "[pytest]\n")
@@ -219,6 +223,27 @@ def output_block(name: str, text: str, part: str | None) -> str:
     return f"```{language}\n{text.rstrip()}\n```\n"
 
 
+def played(page: str) -> str:
+    """Play a page from top to bottom: write the files that it shows, run what it runs, paste what came out.
+
+    Raises:
+        ExampleError: A run has said nothing.
+    """
+    files = list(_FILE.finditer(page))
+    with tempfile.TemporaryDirectory(prefix="pgleak-docs-") as directory:
+
+        def paste_run(match: re.Match[str]) -> str:
+            while files and files[0].start() < match.start():
+                shown = files.pop(0)
+                (Path(directory) / shown["name"]).write_text(shown["text"], encoding="utf-8")
+            found = sections(run_pytest(tuple(shlex.split(match["arguments"])), Path(directory)))
+            if not (text := found.get("summary") or found.get("pgleak")):
+                raise ExampleError(f"pgleak has said nothing at the end of pytest {match['arguments']}")
+            return f"{match[1]}```text\n{text}\n```\n{match[3]}"
+
+        return _RUN.sub(paste_run, page)
+
+
 def function_sources(path: str, names: list[str]) -> str:
     """Return the source of top-level functions, decorators included.
 
@@ -265,7 +290,7 @@ def refreshed(page: str) -> str:
         code = function_sources(match["path"], match["names"].split())
         return f"{match[1]}```python\n{code}\n```\n{match[4]}"
 
-    return _CODE.sub(paste_code, _OUTPUT.sub(paste_output, _EXAMPLE.sub(paste_example, page)))
+    return played(_CODE.sub(paste_code, _OUTPUT.sub(paste_output, _EXAMPLE.sub(paste_example, page))))
 
 
 def pages() -> list[Path]:

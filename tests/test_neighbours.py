@@ -276,7 +276,7 @@ def test_unused_plugin_imports_nothing_and_says_nothing(pytester: pytest.Pyteste
             assert set(ours) <= {
                 "pytest_pgleak", "pytest_pgleak.plugin", "pytest_pgleak.fixtures", "pytest_pgleak.options",
                 "pytest_pgleak.post_import", "pytest_pgleak.hookspecs", "pytest_pgleak.libraries",
-                "pytest_pgleak.libraries.registry",
+                "pytest_pgleak.libraries.registry", "pytest_pgleak.session_end",
             }
             assert not {"psycopg", "psycopg_pool", "asyncpg", "sqlalchemy", "httpx", "fastapi"} & set(sys.modules)
         """

@@ -76,14 +76,7 @@ def pgleak_sync_client(pgleak_app: Any, request: pytest.FixtureRequest) -> Itera
 @pytest.fixture
 def pgleak(request: pytest.FixtureRequest) -> LeakTracker:
     """The ledger: ``pgleak.connections``, ``pgleak.findings()``, ``with pgleak.no_leaks():``."""
-    from pytest_pgleak.item_checks import CHECK
     from pytest_pgleak.leak_tracker import LeakTracker
     from pytest_pgleak.plugin import get_state
 
-    state = get_state(request.config)
-    item = request.node
-    return LeakTracker(
-        state,
-        lambda: check.owner if (check := item.stash.get(CHECK, None)) else None,
-        item.stash[CHECK].grace if CHECK in item.stash else state.settings.grace,
-    )
+    return LeakTracker(get_state(request.config), request.node)

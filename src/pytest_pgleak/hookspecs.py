@@ -42,7 +42,7 @@ def pytest_pgleak_ignore(finding: Finding, item: pytest.Item | None) -> bool | N
 
 @pytest.hookspec
 def pytest_pgleak_findings(item: pytest.Item | None, findings: Sequence[Finding]) -> None:
-    """See the findings of one checkpoint, after the ignored and allowed ones were taken out.
+    """See the findings of one checkpoint, after the ignored, the allowed and the known ones were taken out.
 
     Called only when there are any; warnings are among them.
 

@@ -20,7 +20,7 @@ from pytest_pgleak.kinds import COMMIT_AFTER_RESPONSE, TRANSACTION_LEFT_OPEN
 from pytest_pgleak.owners import Owner
 from pytest_pgleak.prepared.left import LeftPrepared
 from pytest_pgleak.process_lifetime import ProcessLifetime, opening_stack, target_of
-from pytest_pgleak.reporting import LeaksFound, entries_of, plain
+from pytest_pgleak.reporting import LeaksFound, entries_of_verdicts, plain
 from pytest_pgleak.settings import MarkerSettings
 from pytest_pgleak.settling import settle, settle_async
 from pytest_pgleak.verdicts import Verdicts
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 Heal = Callable[[], Awaitable[object]]
 
 CHECK: Final = pytest.StashKey["ItemCheck"]()
+CALL_OWNER: Final = pytest.StashKey[Owner]()
+"""The owner of the call phase."""
+ENTRIES: Final = pytest.StashKey[list[dict[str, Any]]]()
+"""What goes with the next report of a test into the summary."""
 
 
 class ItemCheck:
@@ -71,7 +75,7 @@ class ItemCheck:
         state.checking = True
         self._fixtures.watch(self._item)
         state.ownership.background.adopt(state.ownership.session)
-        self.owner = state.ownership.begin("call", self._item.nodeid)
+        self.owner = self._item.stash[CALL_OWNER] = state.ownership.begin("call", self._item.nodeid)
         self._in_transaction_before = state.judge.begin()
         state.ownership.push(self.owner)
         if self._marker.max_connections is not None:
@@ -148,9 +152,9 @@ class ItemCheck:
     def section(self, verdicts: Verdicts) -> str:
         """Make the text to show beside an error of the user's own."""
         preface = "The test failed before this; what its frames still held then could not be released."
-        if all(finding.subject == "transaction" for finding in verdicts.all):
+        if all(finding.subject == "transaction" for finding in verdicts.told):
             preface = "This happened before the test failed; it may be the reason."
-        return plain(LeaksFound(verdicts.all, self._item.config.rootpath, preface).lines)
+        return plain(LeaksFound(verdicts.told, self._item.config.rootpath, preface).lines)
 
     def _wrap_coroutine_function(self) -> None:
         function = getattr(self._item, "obj", None)
@@ -309,17 +313,18 @@ class ItemCheck:
         """Sort, remember, heal. Returns also what has to be awaited for healing."""
         state = self._state
         findings = tuple(findings)
-        verdicts = state.verdict.sort(findings, self._item, self._marker.allow, demanded=self._demanded)
+        verdicts = self.sort(findings)
         state.judge.settled(findings)
         if not verdicts.all:
             return verdicts, []
-        self._item.ihook.pytest_pgleak_findings(item=self._item, findings=verdicts.all)
+        if verdicts.told:
+            self._item.ihook.pytest_pgleak_findings(item=self._item, findings=verdicts.told)
         return verdicts, state.healer.heal(verdicts.all, view)
+
+    def sort(self, findings: Iterable[Finding]) -> Verdicts:
+        """Sort findings by what the marker and the settings say."""
+        return self._state.verdict.sort(findings, self._item, self._marker.allow, demanded=self._demanded)
 
     def entries(self, verdicts: Verdicts) -> list[dict[str, Any]]:
         """Return the summary's form of findings."""
-        root, nodeid = self._item.config.rootpath, self._item.nodeid
-        return [
-            *entries_of(verdicts.failing, nodeid, True, root),
-            *entries_of(verdicts.warning, nodeid, False, root),
-        ]
+        return entries_of_verdicts(verdicts, self._item.nodeid, self._item.config.rootpath)

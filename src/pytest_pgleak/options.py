@@ -23,6 +23,11 @@ INI = (
     ),
     ("pgleak_levels", "linelist", "a line each, `KIND = fail|warn|off`: how serious a kind is"),
     ("pgleak_ignore", "linelist", "a line each, `KIND GLOB::FUNCTION`: leave out findings by where they come from"),
+    (
+        "pgleak_baseline",
+        "string",
+        "file of known findings, relative to the root directory: they fail nothing (made if it is not there)",
+    ),
     ("pgleak_server", "string", "auto, dsn, embedded, local or docker: where the server comes from (default: auto)"),
     ("pgleak_dsn", "string", "DSN of a server to use (also: environment variable PGLEAK_DSN)"),
     ("pgleak_bindir", "string", "directory with the programs postgres and initdb"),
@@ -48,6 +53,17 @@ def add_options(parser: pytest.Parser) -> None:
         help="check the tests marked pgleak, or all tests (ini: pgleak_select)",
     )
     group.addoption(
+        "--pgleak-baseline",
+        metavar="FILE",
+        help="known findings: what this file lists fails nothing; made from this run if it is not there"
+        " (ini: pgleak_baseline)",
+    )
+    group.addoption(
+        "--pgleak-baseline-update",
+        action="store_true",
+        help="add to the baseline what this run finds, and if the run was complete remove what it does not find",
+    )
+    group.addoption(
         "--pgleak-server",
         choices=("auto", "dsn", "embedded", "local", "docker"),
         help="where pgleak_postgres gets its server from; auto tries the others in this order (ini: pgleak_server)",
@@ -70,5 +86,14 @@ def is_configured(config: pytest.Config) -> bool:
     """Tell whether the user has set anything."""
     return any(config.getini(name) for name, _, _ in INI) or any(
         config.getoption(name, None)
-        for name in ("pgleak_mode", "pgleak_select", "pgleak_server", "pgleak_dsn", "pgleak_bindir", "pgleak_report")
+        for name in (
+            "pgleak_mode",
+            "pgleak_select",
+            "pgleak_baseline",
+            "pgleak_baseline_update",
+            "pgleak_server",
+            "pgleak_dsn",
+            "pgleak_bindir",
+            "pgleak_report",
+        )
     )

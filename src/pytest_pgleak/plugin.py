@@ -20,9 +20,9 @@ from pytest_pgleak.fixtures import (  # noqa: F401 - pytest collects fixtures fr
 from pytest_pgleak.libraries.registry import BUILT_IN, LibraryTracker
 from pytest_pgleak.options import MARKER, add_options, is_configured
 from pytest_pgleak.post_import import PostImportHook
+from pytest_pgleak.session_end import SessionEnd
 
 if TYPE_CHECKING:
-    from pytest_pgleak.findings import Finding
     from pytest_pgleak.reports.targets import Target
     from pytest_pgleak.session import Session
     from pytest_pgleak.state import State
@@ -54,13 +54,19 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_CONFIGURED] = True
     active = config.stash.get(_SESSION, None)
     reports: tuple[Target, ...] = ()
+    baseline = None
     if active is not None or is_configured(config):
         settings = _read_settings(config)
         reports = settings.reports
         if active is not None:
             # A conftest.py has imported psycopg before the command line was read.
             active.state.settings = settings
-    config.pluginmanager.register(SessionEnd(config, reports), "pgleak-session-end")
+        if settings.baseline is not None:
+            from pytest_pgleak.baseline.run import BaselineRun
+
+            baseline = BaselineRun(config, settings.baseline, settings)
+            config.pluginmanager.register(baseline, "pgleak-baseline")
+    config.pluginmanager.register(SessionEnd(config, _active, reports, baseline), "pgleak-session-end")
     _watch_imports(config)
 
 
@@ -229,61 +235,5 @@ def pytest_pgleak_trackers() -> Sequence[LibraryTracker]:
     return BUILT_IN
 
 
-class SessionEnd:
-    """The hooks that bring the findings of a session together, from this process and from xdist's workers.
-
-    Args:
-        config: pytest's config; some of these hooks are not given it.
-        reports: The files to write.
-    """
-
-    def __init__(self, config: pytest.Config, reports: Sequence[Target]) -> None:
-        self._config = config
-        self._reports = reports
-        self._entries: list[dict[str, Any]] = []
-        self._notes: list[str] = []
-        self._written: list[str] = []
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        self._entries.extend(getattr(report, "pgleak", ()))
-
-    @pytest.hookimpl(wrapper=True, trylast=True)
-    def pytest_sessionfinish(self, exitstatus: int) -> Generator[None, object, object]:
-        # Inside of all other wrappers, one of which prints the summary; after everybody who may close something.
-        try:
-            return (yield)
-        finally:
-            self._finish(exitstatus)
-
-    def _finish(self, exitstatus: int) -> None:
-        active = self._config.stash.get(_SESSION, None)
-        entries, notes = active.finish() if active is not None else ([], [])
-        if (output := getattr(self._config, "workeroutput", None)) is not None:
-            output["pgleak"] = {"entries": entries, "notes": notes}
-            return
-        self._take(entries, notes)
-        if self._reports:
-            from pytest_pgleak.reports.writing import write_reports
-
-            self._written = write_reports(self._config, self._reports, self._entries, self._notes, exitstatus)
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_testnodedown(self, node: Any) -> None:
-        found = getattr(node, "workeroutput", {}).get("pgleak", {})
-        self._take(found.get("entries", []), found.get("notes", []))
-
-    @pytest.hookimpl(trylast=True)
-    def pytest_pgleak_ignore(self, finding: Finding) -> bool | None:
-        active = self._config.stash.get(_SESSION, None)
-        return True if active is not None and active.state.verdict.matches_a_rule(finding) else None
-
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        if self._entries or self._notes or self._written:
-            from pytest_pgleak.reports.telling import tell
-
-            tell(terminalreporter, self._entries, self._notes, self._written)
-
-    def _take(self, entries: list[dict[str, Any]], notes: list[str]) -> None:
-        self._entries.extend(entries)
-        self._notes.extend(note for note in notes if note not in self._notes)
+def _active(config: pytest.Config) -> Session | None:
+    return config.stash.get(_SESSION, None)

@@ -11,10 +11,12 @@ from _pytest._code.code import ReprFileLocation, TerminalRepr  # the only way to
 from _pytest.outcomes import Failed  # pytest.fail.Exception, which mypy does not see as a class
 
 from pytest_pgleak import rendering, sentences
+from pytest_pgleak.baseline.keys import key_of
 from pytest_pgleak.findings import Finding
 from pytest_pgleak.rendering import Line
 from pytest_pgleak.reports.bugs import Bug, bugs_of
 from pytest_pgleak.reports.portable import portable, portable_line
+from pytest_pgleak.verdicts import Verdicts
 
 if TYPE_CHECKING:
     from _pytest._io import TerminalWriter
@@ -45,6 +47,8 @@ class Reported:
         route: The request's path template, else its path.
         status: How it was answered.
         fix: What to change.
+        known: Whether the baseline has it.
+        key: What the baseline knows it by, as `pytest_pgleak.baseline.keys.Key.as_strings` has it.
     """
 
     kind: str
@@ -63,23 +67,28 @@ class Reported:
     route: str = ""
     status: int | None = None
     fix: str = ""
+    known: bool = False
+    key: Sequence[str] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return what can be sent between processes."""
-        return asdict(self) | {"detail": list(self.detail)}
+        return asdict(self) | {"detail": list(self.detail), "key": list(self.key)}
 
     @classmethod
     def from_dict(cls, sent: dict[str, Any]) -> Reported:
         """Take what `as_dict` has made."""
-        return cls(**(sent | {"detail": tuple(sent["detail"])}))
+        return cls(**(sent | {"detail": tuple(sent["detail"]), "key": tuple(sent["key"])}))
 
 
-def reported(finding: Finding, nodeid: str, fails: bool, root: Path) -> Reported:
+def reported(finding: Finding, nodeid: str, fails: bool, root: Path, known: bool = False) -> Reported:
     """Make the form of a finding in which it travels."""
     where = rendering.places(finding, root) or sentences.name(finding)
     owner = "" if finding.owner.what == "call" else finding.owner.describe()
-    detail = tuple(portable_line(line.text, root) for line in rendering.failure([finding], root))
-    entry = Reported(finding.kind, where, nodeid, fails, owner, detail, fix=sentences.fix(finding))
+    detail = () if known else tuple(portable_line(line.text, root) for line in rendering.failure([finding], root))
+    key = key_of(finding, root).as_strings()
+    entry = Reported(
+        finding.kind, where, nodeid, fails, owner, detail, fix=sentences.fix(finding), known=known, key=key
+    )
     if (at := finding.origin) is not None:
         entry = replace(entry, file=portable(at.filename, root), lineno=at.lineno, function=at.function)
     if (at := finding.ended_at) is not None and at != finding.origin:
@@ -90,9 +99,20 @@ def reported(finding: Finding, nodeid: str, fails: bool, root: Path) -> Reported
     return entry
 
 
-def entries_of(findings: Iterable[Finding], nodeid: str, fails: bool, root: Path) -> list[dict[str, Any]]:
+def entries_of(
+    findings: Iterable[Finding], nodeid: str, fails: bool, root: Path, known: bool = False
+) -> list[dict[str, Any]]:
     """Make the summary's form of findings, ready to travel between processes."""
-    return [reported(finding, nodeid, fails, root).as_dict() for finding in findings]
+    return [reported(finding, nodeid, fails, root, known).as_dict() for finding in findings]
+
+
+def entries_of_verdicts(verdicts: Verdicts, nodeid: str, root: Path) -> list[dict[str, Any]]:
+    """Make the summary's form of everything that one checkpoint has found."""
+    return [
+        *entries_of(verdicts.failing, nodeid, True, root),
+        *entries_of(verdicts.warning, nodeid, False, root),
+        *entries_of(verdicts.known, nodeid, False, root, known=True),
+    ]
 
 
 class LeaksFound(Failed):
@@ -102,10 +122,14 @@ class LeaksFound(Failed):
         findings: What was found.
         root: pytest's root directory.
         preface: A line to put first.
+        is_of_a_block: Whether a ``no_leaks()`` block raises it, and not a checkpoint: it may be caught.
     """
 
-    def __init__(self, findings: Sequence[Finding], root: Path, preface: str = "") -> None:
+    def __init__(
+        self, findings: Sequence[Finding], root: Path, preface: str = "", *, is_of_a_block: bool = False
+    ) -> None:
         self.findings = tuple(findings)
+        self.is_of_a_block = is_of_a_block
         self.lines = ([Line(preface), Line("")] if preface else []) + rendering.failure(findings, root)
         self.headline = rendering.headline(findings, root)
         first = findings[0].origin
@@ -153,12 +177,13 @@ def summary(entries: Sequence[Reported], notes: Sequence[str]) -> tuple[str, lis
     """Group the findings of a session by the line they come from, the most frequent first.
 
     Args:
-        entries: All findings.
+        entries: All findings; the known ones are left out.
         notes: What else the user must be told.
 
     Returns:
         A title, and the lines below it.
     """
+    entries = [entry for entry in entries if not entry.known]
     bugs = bugs_of(entries)
     lines = [line for bug in bugs[:_MOST_PLACES] for line in _lines_of(bug)]
     # What fails is shown in full with its test; what does not is shown nowhere else.

@@ -13,10 +13,10 @@ from pytest_pgleak.checkpoints import Checkpoint
 from pytest_pgleak.find import Question
 from pytest_pgleak.fixture_owners import FixtureOwners
 from pytest_pgleak.hangs.hangs import Hangs
-from pytest_pgleak.item_checks import CHECK, ItemCheck
+from pytest_pgleak.item_checks import CALL_OWNER, CHECK, ENTRIES, ItemCheck
 from pytest_pgleak.owners import Owner
 from pytest_pgleak.process_lifetime import ProcessLifetime
-from pytest_pgleak.reporting import LeaksFound, Reported, entries_of
+from pytest_pgleak.reporting import LeaksFound, Reported, entries_of, entries_of_verdicts
 from pytest_pgleak.reports.bugs import drop_repeated_texts
 from pytest_pgleak.reports.junit import Properties
 from pytest_pgleak.settings import MarkerSettings, SettingError, read_marker
@@ -24,9 +24,7 @@ from pytest_pgleak.settling import settle
 from pytest_pgleak.state import State
 from pytest_pgleak.verdicts import Verdicts
 
-_ENTRIES: Final = pytest.StashKey[list[dict[str, Any]]]()
 _SECTION: Final = pytest.StashKey[str]()
-_CALL_OWNER: Final = pytest.StashKey[Owner]()
 _PROPERTIES: Final = pytest.StashKey[Properties]()
 
 
@@ -130,20 +128,21 @@ class Session:
             leaks = call.excinfo.value
             if report.failed:
                 report.longrepr = leaks.representation()
-            if not item.stash.get(_ENTRIES, []):  # raised by a no_leaks() block
-                item.stash[_ENTRIES] = entries_of(leaks.findings, item.nodeid, True, self._config.rootpath)
+            if leaks.is_of_a_block:
+                told = entries_of(leaks.findings, item.nodeid, True, self._config.rootpath)
+                item.stash[ENTRIES] = told + item.stash.get(ENTRIES, [])
         if section := item.stash.get(_SECTION, ""):
             report.sections.append(("pgleak also found", section))
             item.stash[_SECTION] = ""
         if call.when == "setup":  # of the first run, or of another one by pytest-rerunfailures
             item.stash[_PROPERTIES] = Properties()
-        entries = item.stash.get(_ENTRIES, [])
+        entries = item.stash.get(ENTRIES, [])
         if (junit := item.stash.get(_PROPERTIES, None)) is not None:
-            junit.complete(report, [Reported.from_dict(entry) for entry in entries])
+            junit.complete(report, [Reported.from_dict(entry) for entry in entries if not entry["known"]])
         if entries:
             drop_repeated_texts(entries, self._told)
             report.pgleak = entries  # type: ignore[attr-defined]  # travels with the report, through xdist too
-            item.stash[_ENTRIES] = []
+            item.stash[ENTRIES] = []
 
     def finish(self) -> tuple[list[dict[str, Any]], list[str]]:
         """Checkpoint 3: what the session itself left. Then everything is put back.
@@ -177,12 +176,13 @@ class Session:
         findings = ProcessLifetime(state.ownership, self.fixtures).at_the_end(findings, checkpoint.view, state.config)
         # It lives as long as the process, which is often what is wanted.
         verdicts = state.verdict.sort(findings, None, most="warn")
-        if verdicts.all:
-            state.config.hook.pytest_pgleak_findings(item=None, findings=verdicts.all)
-        return entries_of(verdicts.warning, "", False, state.config.rootpath)
+        if verdicts.told:
+            state.config.hook.pytest_pgleak_findings(item=None, findings=verdicts.told)
+        return entries_of_verdicts(verdicts, "", state.config.rootpath)
 
     def _note_complaints(self) -> None:
         for complaint in self.state.observers.complaints:
+            self.state.missed = "a server could not be observed"
             self.state.note(f"the server could not be observed, the ledger judged alone: {complaint}")
         if self._checked:
             for rule in self.state.verdict.unused_rules:
@@ -203,8 +203,8 @@ class Session:
         if trouble is not None:
             trouble = f"pgleak cannot watch the server of {self.state.settings.dsn_option}: {trouble}"
         if verdicts.all:
-            item.stash[_ENTRIES] = item.stash.get(_ENTRIES, []) + check.entries(verdicts)
-        if failed and verdicts.all:
+            item.stash[ENTRIES] = item.stash.get(ENTRIES, []) + check.entries(verdicts)
+        if failed and verdicts.told:
             item.stash[_SECTION] = check.section(verdicts)
         elif verdicts.failing and not failed:
             raise check.failure(verdicts, trouble or "")
@@ -214,7 +214,7 @@ class Session:
     @contextmanager
     def _unchecked_call(self, item: pytest.Item) -> Iterator[None]:
         # What an unchecked test opens is its own, neither the session's nor the next test's.
-        owner = self.state.ownership.begin("call", item.nodeid)
+        owner = item.stash[CALL_OWNER] = self.state.ownership.begin("call", item.nodeid)
         self.state.ownership.push(owner)
         try:
             yield

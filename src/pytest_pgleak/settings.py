@@ -15,6 +15,8 @@ from pytest_pgleak.reports.targets import Target, TargetError, read_targets
 if TYPE_CHECKING:
     import pytest
 
+    from pytest_pgleak.baseline.known import Baseline
+
 Mode = Literal["fail", "warn", "off"]
 Select = Literal["marked", "all"]
 ServerChoice = Literal["auto", "dsn", "embedded", "local", "docker"]
@@ -43,6 +45,7 @@ class Settings:
     blocked_after: float = DEFAULT_BLOCKED_AFTER
     levels: Mapping[str, Level] = field(default_factory=dict)
     ignore: tuple[IgnoreRule, ...] = ()
+    baseline: Baseline | None = None
     server: ServerChoice = "auto"
     dsn: str | None = field(default=None, repr=False)
     dsn_option: str = "--pgleak-dsn"
@@ -72,6 +75,7 @@ def read_settings(config: pytest.Config) -> Settings:
         ),
         levels=_levels(config.getini("pgleak_levels")),
         ignore=_rules(config.getini("pgleak_ignore")),
+        baseline=_baseline(config),
         server=_choice(config, "pgleak_server", SERVERS, "auto"),
         dsn=dsn,
         dsn_option=dsn_option,
@@ -142,6 +146,23 @@ def _rules(lines: Iterable[str]) -> tuple[IgnoreRule, ...]:
             check_kind(rule.kind, f"pgleak_ignore: {line!r}")
         rules.append(rule)
     return tuple(rules)
+
+
+def _baseline(config: pytest.Config) -> Baseline | None:
+    options = ("pgleak_baseline", "pgleak_baseline_update")
+    if not config.getini("pgleak_baseline") and not any(config.getoption(option, None) for option in options):
+        return None
+    if _choice(config, "pgleak_mode", MODES, "fail") == "off":
+        if config.getoption("pgleak_baseline_update", False):
+            raise SettingError("--pgleak-baseline-update: pgleak_mode is off, and nothing would be found")
+        return None
+    from pytest_pgleak.baseline.file import read_baseline
+    from pytest_pgleak.baseline.text import BaselineError
+
+    try:
+        return read_baseline(config)
+    except BaselineError as error:
+        raise SettingError(str(error)) from None
 
 
 def check_kind(kind: str, where: str) -> None:

@@ -87,6 +87,8 @@ class State:
         self.verdict = Verdict(lambda: self.settings, config.hook.pytest_pgleak_ignore, config.rootpath)
         self.reported: list[Reported] = []
         self.notes: list[str] = []
+        self.missed = ""
+        """Why findings may be missing, through no fault of the tests."""
         self.checking = False
         self.current_check: ItemCheck | None = None
         self.own_databases: set[str] = set()
@@ -118,6 +120,7 @@ class State:
 
     def fault(self, where: str) -> None:
         """Report an exception inside the plugin as the plugin's own, with its traceback."""
+        self.missed = f"internal error in {where}"
         self.note(
             f"internal error of pytest-pgleak in {where}; what it would have found is missing. Please report it:\n"
             + traceback.format_exc()
@@ -137,6 +140,7 @@ class State:
             patch.on()
         except (AttributeError, ImportError) as error:
             version = getattr(module, "__version__", "of unknown version")
+            self.missed = f"{module.__name__} is not watched"
             self.note(
                 f"{module.__name__} {version} looks different from the versions that pytest-pgleak knows ({error});"
                 " it is not watched, and leaks through it are not found. Upgrade pytest-pgleak, or pin"

@@ -1,4 +1,4 @@
-"""What becomes of a finding: it fails the test, it is a warning, it was allowed or ignored."""
+"""What becomes of a finding: it fails the test, it is a warning, it is known, it was allowed or ignored."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_pgleak.baseline.keys import key_of
 from pytest_pgleak.findings import Finding
 from pytest_pgleak.ignore_rules import IgnoreRule
 from pytest_pgleak.kinds import Level
@@ -23,23 +24,30 @@ class Verdicts:
     Attributes:
         failing: They fail the test.
         warning: They are only told.
+        known: The baseline has them: they are only counted.
     """
 
     failing: tuple[Finding, ...] = ()
     warning: tuple[Finding, ...] = ()
+    known: tuple[Finding, ...] = ()
 
     def __add__(self, other: Verdicts) -> Verdicts:
         """Join the verdicts of two checkpoints."""
-        return Verdicts(self.failing + other.failing, self.warning + other.warning)
+        return Verdicts(self.failing + other.failing, self.warning + other.warning, self.known + other.known)
+
+    @property
+    def told(self) -> tuple[Finding, ...]:
+        """What the user is told one by one."""
+        return self.failing + self.warning
 
     @property
     def all(self) -> tuple[Finding, ...]:
-        """Everything that is told."""
-        return self.failing + self.warning
+        """Everything that was left, and that nobody has allowed."""
+        return self.told + self.known
 
 
 class Verdict:
-    """Applies levels, ``allow`` and the ignore hook.
+    """Applies levels, ``allow``, the ignore hook and the baseline.
 
     Args:
         settings: Returns the session's settings.
@@ -77,15 +85,20 @@ class Verdict:
         """
         failing: list[Finding] = []
         warning: list[Finding] = []
+        known: list[Finding] = []
+        baseline = self._settings().baseline
         for finding in findings:
             level = self._settings().level(finding.kind)
             if level == "off" and finding.kind in demanded:
                 level = "fail"
             if level == "off" or finding.kind in allow or self._hook(finding=finding, item=item):
                 continue
+            if baseline is not None and baseline.accepts(key_of(finding, self._root)):
+                known.append(finding)
+                continue
             fails = level == "fail" and most == "fail" and self._settings().mode == "fail"
             (failing if fails else warning).append(finding)
-        return Verdicts(tuple(failing), tuple(warning))
+        return Verdicts(tuple(failing), tuple(warning), tuple(known))
 
     def matches_a_rule(self, finding: Finding) -> bool:
         """Tell whether ``pgleak_ignore`` names a finding."""

@@ -193,7 +193,7 @@ def run(*args, cwd, **env):
     return done.stdout
 
 
-LIGHT = {"plugin", "options", "post_import", "fixtures", "libraries", "libraries.registry"}
+LIGHT = {"plugin", "options", "post_import", "fixtures", "libraries", "libraries.registry", "session_end"}
 
 
 def heavy_among(modules):

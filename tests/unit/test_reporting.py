@@ -42,6 +42,7 @@ def test_a_finding_as_it_travels():
         route="/visit/{visit}",
         status=200,
         fix=fix(found),
+        key=("connection-dropped", "app/db.py", "get_conn", "", ""),
     )
 
 
@@ -222,3 +223,10 @@ def test_a_failure_from_nowhere():
 def test_a_preface_stands_above():
     found = LeaksFound([finding()], ROOT, preface="In the block:")
     assert str(found).startswith("In the block:\n\n[connection-dropped]")
+
+
+def test_what_is_known_is_neither_shown_nor_counted():
+    known = reported(finding(), "test_a.py::test_it", False, ROOT, known=True)
+    assert known.detail == ()
+    assert summary([known], ()) == ("pgleak", [])
+    assert summary([known, entry()], ()) == summary([entry()], ())

@@ -66,7 +66,7 @@ class Bug:
 
 
 def bugs_of(entries: Iterable[Reported]) -> list[Bug]:
-    """Group findings.
+    """Group findings. What the baseline knows is left out.
 
     Args:
         entries: The findings of a session, of all workers.
@@ -76,6 +76,8 @@ def bugs_of(entries: Iterable[Reported]) -> list[Bug]:
     """
     groups: dict[tuple[str, str, str], list[Reported]] = {}
     for entry in entries:
+        if entry.known:
+            continue
         groups.setdefault((entry.kind, entry.place, entry.owner), []).append(entry)
     return sorted(map(_bug, groups.values()), key=lambda bug: (not bug.fails, -bug.count))
 

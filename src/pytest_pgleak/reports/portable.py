@@ -26,11 +26,11 @@ def portable(filename: str, root: Path) -> str:
         ``site-packages``; of a file that has nothing in common with the root directory only the name is left.
     """
     path = Path(relative(filename, root))
-    if not path.is_absolute():
-        return path.as_posix()
-    for installed in _INSTALLED:
+    for installed in _INSTALLED:  # first, for the virtual environment may lie below the root directory
         if installed in path.parts:
             return "/".join(path.parts[path.parts.index(installed) :])
+    if not path.is_absolute():
+        return path.as_posix()
     if path.parts[:2] != root.parts[:2]:
         return path.name
     return Path(os.path.relpath(path, root)).as_posix()
