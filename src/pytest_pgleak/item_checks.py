@@ -257,8 +257,9 @@ class ItemCheck:
             return False
         key = (finding.subject, finding.serial)
         if key not in self._guarded:
-            guardian = self._fixtures.guardian_of(target, _stack_of(finding, view), self._item)
-            if guardian is None and is_held(target, pending_finalizers(self._item)):
+            around = _pool_around(finding)
+            guardian = self._fixtures.guardian_of(target, _stack_of(finding, view), self._item, around)
+            if guardian is None and is_held(target, pending_finalizers(self._item), around):
                 guardian = self._until_teardown()
             self._guarded[key] = guardian
         if (guardian := self._guarded[key]) is None:
@@ -299,6 +300,15 @@ class ItemCheck:
             *entries_of(verdicts.failing, nodeid, True, root),
             *entries_of(verdicts.warning, nodeid, False, root),
         ]
+
+
+def _pool_around(finding: Finding) -> tuple[object, ...]:
+    """Return the pool of a checkout: it may know whom it has lent a connection to, and cannot give it back for him."""
+    if finding.subject != "checkout" or finding.pool is None:
+        return ()
+    facts = finding.pool.facts
+    pool = facts.reference()
+    return () if pool is None else (facts.library.itself(pool),)
 
 
 def _stack_of(finding: Finding, view: View) -> RawStack:
