@@ -40,16 +40,16 @@ def pytest_unconfigure(config):
 
 
 @pytest.fixture(scope="session")
-def dsn(pgleak_dsn):
+def dsn(request, pgleak_dsn):
     # Through the driver that is tested: psycopg stays the plugin's own affair.
-    if "asyncpg" in os.environ["CORPUS_DRIVER"]:
+    if "asyncpg" in request.session.items[0].path.name:
         import asyncio
 
         import asyncpg
 
         async def create():
             conn = await asyncpg.connect(pgleak_dsn)
-            await conn.execute(_TABLE)
+            await conn.execute(TABLE)
             await conn.close()
 
         asyncio.run(create())
@@ -58,10 +58,10 @@ def dsn(pgleak_dsn):
 
         conn = psycopg2.connect(pgleak_dsn)
         conn.autocommit = True
-        conn.cursor().execute(_TABLE)
+        conn.cursor().execute(TABLE)
         conn.close()
     return pgleak_dsn
 
 
-_TABLE = """create table if not exists item (
+TABLE = """create table if not exists item (
     id int primary key generated always as identity, name text check (name <> 'refused'))"""
