@@ -11,8 +11,8 @@ from pytest_pgleak.servers import ServerRequest, plan, start
 
 pytest_plugins = ["pytester"]
 
-# Inner suites, leaking on purpose: test_corpus.py and test_stateful.py run them.
-collect_ignore = ["corpus", "stateful"]
+# Inner suites, leaking on purpose: test_corpus.py, compat/test_corpus_drivers.py and test_stateful.py run them.
+collect_ignore = ["corpus", "corpus_drivers", "stateful"]
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
+<<<<<<< HEAD
 from collections.abc import Callable
 from types import CodeType
+=======
+from collections.abc import Callable, Sequence
+>>>>>>> drivers
 from typing import Any, Final
 
 import pytest
@@ -115,13 +119,16 @@ class FixtureOwners:
         self._definitions.pop(owner.serial, None)
         self._ownership.forget_lifespan(owner)
 
-    def guardian_of(self, target: object, stack: RawStack, item: pytest.Item) -> Owner | None:
+    def guardian_of(
+        self, target: object, stack: RawStack, item: pytest.Item, around: Sequence[object] = ()
+    ) -> Owner | None:
         """Find who, of those that are still alive, is going to close something that a test has opened.
 
         Args:
             target: The connection or the pool.
             stack: Where it was opened.
             item: The test.
+            around: What holds it without being able to close it.
 
         Returns:
             A fixture or a lifespan; the test's own owner is `item`'s business.
@@ -132,15 +139,15 @@ class FixtureOwners:
             function = self._functions[owner.serial]
             if getattr(function, "__module__", "").startswith("pytest_pgleak."):
                 continue  # the plugin's own clients hold the whole application
-            if _has_teardown(definition) and (opened_inside(stack, function) or is_held(target, roots)):
+            if _has_teardown(definition) and (opened_inside(stack, function) or is_held(target, roots, around)):
                 return owner
             if (teardown := _xunit_teardown(owner, item)) is not None:
                 held = _globals_named(teardown) if owner.scope == "module" else [getattr(item, "instance", None)]
-                if shuts_down([teardown]) and is_held(target, held):
+                if shuts_down([teardown]) and is_held(target, held, around):
                     return owner
         for owner in self._ownership.lifespans:
             app = self._ownership.app_of(owner)
-            if app is not None and shuts_down(lifespan_functions(app)) and is_held(target, [vars(app.state)]):
+            if app is not None and shuts_down(lifespan_functions(app)) and is_held(target, [vars(app.state)], around):
                 return owner
         return None
 

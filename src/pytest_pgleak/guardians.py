@@ -38,14 +38,15 @@ _SQLALCHEMY: Final = (
 _CLOSED_BOOKS_TYPES: Final = (type, types.ModuleType, types.CodeType, types.TracebackType, str, bytes, int, float)
 
 
-def is_held(target: object, roots: Iterable[object]) -> bool:
+def is_held(target: object, roots: Iterable[object], around: Iterable[object] = ()) -> bool:
     """Tell whether an object can be reached from others.
 
     Args:
         target: The object.
         roots: Where to start: values, finalizers, suspended generators.
+        around: What does not count as a way.
     """
-    seen: set[int] = set()
+    seen = {id(each) for each in around}
     queue = deque(roots)
     while queue and len(seen) < _MOST_OBJECTS:
         current = queue.popleft()

@@ -26,14 +26,20 @@ class Patch:
         target: The class or module.
         name: The attribute; it may be inherited.
         wrap: Called with the original function, returns the function to put in its place.
+        missing: Stands for the original where there is none; without it there has to be one.
     """
 
     def __init__(
-        self, target: type | ModuleType, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
+        self,
+        target: type | ModuleType,
+        name: str,
+        wrap: Callable[[Callable[..., Any]], Callable[..., Any]],
+        missing: Callable[..., Any] | None = None,
     ) -> None:
         self.target = target
         self.name = name
         self._wrap = wrap
+        self._missing = missing
         self._own: Any = _ABSENT
         self._wrapper: Any = None
 
@@ -55,7 +61,8 @@ class Patch:
         """
         if self.is_on:
             return
-        original = getattr(self.target, self.name)
+        known = () if self._missing is None else (self._missing,)
+        original = getattr(self.target, self.name, *known)
         self._own = vars(self.target).get(self.name, _ABSENT)
         self._wrapper = self._wrap(original)
         setattr(self.target, self.name, self._wrapper)

@@ -14,7 +14,7 @@ ROOT = Path("/home/ada/shop/backend")
     [
         ("/home/ada/shop/backend/app/db.py", "app/db.py"),
         ("/home/ada/shop/library/db.py", "../library/db.py"),
-        ("/home/ada/shop/backend/.venv/site-packages/app/db.py", ".venv/site-packages/app/db.py"),
+        ("/home/ada/shop/backend/.venv/site-packages/app/db.py", "site-packages/app/db.py"),
         ("/opt/venv/lib/python3.11/site-packages/app/db.py", "site-packages/app/db.py"),
         ("/usr/lib/python3/dist-packages/app.py", "dist-packages/app.py"),
         ("/srv/secret/db.py", "db.py"),

@@ -1,14 +1,10 @@
-"""asyncpg: connections, pools, transactions.
+"""asyncpg: its connections, and what is executed on them. Its pools are in `pytest_pgleak.libraries.asyncpg_pools`.
 
 Public methods are wrapped where there are any. What is not public, and why it is needed all the same:
 
 - ``Connection.__init__`` and ``__del__``: every connection passes through them.
-- ``Connection._execute``, ``_executemany``, ``_copy_in`` and ``_copy_out``, and the one method of prepared statements
-  and of cursors that executes: what a connection is asked for. A method that is missing is left out.
-- ``Pool._acquire`` and ``Pool._get_new_connection``: ``acquire()`` only makes an object that may be awaited or entered;
-  and only the second knows for which pool a connection is opened.
-- ``Pool._queue``: a pool has no weak references, so its queue stands for it. It lives exactly as long.
-- ``PoolConnectionProxy._con``: which connection a proxy lends.
+- ``Connection._execute``, ``_executemany``, ``_copy_in`` and ``_copy_out``, and the methods of prepared statements and
+  of cursors that execute: what a connection is asked for. ``_get_statement`` prepares, and may fail a transaction.
 - ``Connection._addr`` and ``_params``: where a connection leads, for the observer.
 """
 
@@ -20,10 +16,12 @@ from collections.abc import Awaitable, Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
-from pytest_pgleak.events import ConnectionFacts, PoolFacts
-from pytest_pgleak.libraries.asyncpg_words import ASYNCPG, POOL
-from pytest_pgleak.libraries.opening import opening_for, opening_pool
+from pytest_pgleak.events import ConnectionFacts
+from pytest_pgleak.libraries.asyncpg_pools import pool_patches
+from pytest_pgleak.libraries.asyncpg_words import ASYNCPG
+from pytest_pgleak.libraries.opening import opening_pool
 from pytest_pgleak.patching import Patch, Patches
+from pytest_pgleak.prepared.gids import gids_in
 from pytest_pgleak.session_state.home_loop import running_loop
 from pytest_pgleak.transaction_tracking import Operation
 from pytest_pgleak.transactions import How
@@ -33,7 +31,8 @@ if TYPE_CHECKING:
 
 Method = Callable[..., Any]
 
-_CHANGING: Final = ("insert", "update", "delete", "merge")
+_TAGS: Final = {"insert": "INSERT 0 1", "update": "UPDATE 1", "delete": "DELETE 1", "merge": "MERGE 1"}
+_ASKED: Final = ("_addr", "_params", "is_closed", "is_in_transaction", "get_server_pid", "__weakref__")
 
 
 def asyncpg_patches(asyncpg: ModuleType, tracker: Tracker) -> Patches:
@@ -46,30 +45,27 @@ def asyncpg_patches(asyncpg: ModuleType, tracker: Tracker) -> Patches:
     Raises:
         AttributeError: This asyncpg looks different from those that are known.
     """
-    connection, pool = asyncpg.connection.Connection, asyncpg.pool.Pool
+    connection = asyncpg.connection.Connection
+    if missing := [name for name in _ASKED if not hasattr(connection, name)]:
+        raise AttributeError(f"{connection!r} has no {missing[0]}")
     statements = _Statements(tracker)
-    executing = (
-        (connection, "execute", statements.wrap_by_text),
-        (connection, "_execute", statements.wrap_by_text),
-        (connection, "_executemany", statements.wrap_by_text),
-        (connection, "_copy_in", statements.wrap_by_text),
-        (connection, "_copy_out", statements.wrap_by_text),
-        (asyncpg.prepared_stmt.PreparedStatement, "_PreparedStatement__do_execute", statements.wrap_prepared),
-        (asyncpg.cursor.BaseCursor, "_bind_exec", statements.wrap_cursor),
-        (asyncpg.cursor.BaseCursor, "_exec", statements.wrap_cursor),
-    )
+    finalizing: set[int] = set()
     return Patches(
         Patch(connection, "__init__", functools.partial(_wrap_init, tracker)),
-        Patch(connection, "__del__", functools.partial(_wrap_del, tracker)),
+        Patch(connection, "__del__", functools.partial(_wrap_del, tracker, finalizing)),
         Patch(connection, "close", functools.partial(_wrap_close, tracker)),
-        Patch(connection, "terminate", functools.partial(_wrap_terminate, tracker)),
-        *(Patch(target, name, wrap) for target, name, wrap in executing if hasattr(target, name)),
-        Patch(pool, "_async__init__", functools.partial(_wrap_pool_start, tracker)),
-        Patch(pool, "_get_new_connection", functools.partial(_wrap_new_connection, tracker)),
-        Patch(pool, "_acquire", functools.partial(_wrap_acquire, tracker)),
-        Patch(pool, "release", functools.partial(_wrap_release, tracker)),
-        Patch(pool, "close", functools.partial(_wrap_pool_close, tracker)),
-        Patch(pool, "terminate", functools.partial(_wrap_pool_terminate, tracker)),
+        Patch(connection, "terminate", functools.partial(_wrap_terminate, tracker, finalizing)),
+        Patch(connection, "execute", statements.wrap_by_text),
+        Patch(connection, "_execute", statements.wrap_by_text),
+        Patch(connection, "_executemany", statements.wrap_by_text),
+        Patch(connection, "_copy_in", statements.wrap_by_text),
+        Patch(connection, "_copy_out", statements.wrap_by_text),
+        Patch(connection, "copy_records_to_table", statements.wrap_copy_records),
+        Patch(connection, "_get_statement", statements.wrap_preparing),
+        Patch(asyncpg.prepared_stmt.PreparedStatement, "_PreparedStatement__do_execute", statements.wrap_prepared),
+        Patch(asyncpg.cursor.BaseCursor, "_bind_exec", statements.wrap_cursor),
+        Patch(asyncpg.cursor.BaseCursor, "_exec", statements.wrap_cursor),
+        pool_patches(asyncpg, tracker),
     )
 
 
@@ -82,28 +78,32 @@ def _facts(connection: Any, reference: weakref.ref[Any]) -> ConnectionFacts:
     return ConnectionFacts(reference, name, True, pid, server, database, user, ASYNCPG, running_loop())
 
 
-def _pool_facts(pool: Any, reference: weakref.ref[Any]) -> PoolFacts:
-    return PoolFacts(reference, type(pool).__name__, True, "asyncpg", pool.get_max_size(), POOL, running_loop())
-
-
 def _wrap_init(tracker: Tracker, original: Method) -> Method:
     @functools.wraps(original)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        __tracebackhide__ = True
         original(self, *args, **kwargs)
         tracker.connection_opened(self, functools.partial(_facts, self), opening_pool.get())
 
+    # In asyncio's debug mode asyncpg shows where a connection was made, without its own innermost frames; this is one.
+    __init__.__code__ = __init__.__code__.replace(co_filename=original.__code__.co_filename)
     return __init__
 
 
-def _wrap_del(tracker: Tracker, original: Method) -> Method:
+def _wrap_del(tracker: Tracker, finalizing: set[int], original: Method) -> Method:
     @functools.wraps(original)
     def __del__(self: Any) -> None:
-        try:
-            if tracker.knows(self):
-                status = ASYNCPG.transaction_status(self)
-                tracker.connection_finalizing(self, status, ASYNCPG.is_closed(self), is_idle_in_pool=False)
-        finally:
+        if not tracker.knows(self):
             original(self)
+            return
+        finalizing.add(id(self))
+        try:
+            tracker.connection_finalizing(
+                self, ASYNCPG.transaction_status(self), ASYNCPG.is_closed(self), is_idle_in_pool=False
+            )
+            original(self)
+        finally:
+            finalizing.discard(id(self))
 
     return __del__
 
@@ -121,10 +121,13 @@ def _wrap_close(tracker: Tracker, original: Method) -> Method:
     return close
 
 
-def _wrap_terminate(tracker: Tracker, original: Method) -> Method:
+def _wrap_terminate(tracker: Tracker, finalizing: set[int], original: Method) -> Method:
     @functools.wraps(original)
     def terminate(self: Any) -> None:
         __tracebackhide__ = True
+        if id(self) in finalizing:
+            original(self)  # nobody has called it but the finalizer
+            return
         tracker.transaction_ending(self, ASYNCPG.transaction_status(self), How.CLOSE)
         try:
             original(self)
@@ -149,8 +152,8 @@ class _Statements:
 
     def __init__(self, tracker: Tracker) -> None:
         self._tracker = tracker
-        # These methods call each other: the outermost one tells.
-        self._busy: weakref.WeakSet[Any] = weakref.WeakSet()
+        # These methods call each other: the outermost one tells. By identity, for the user's own class may have no hash.
+        self._busy: set[int] = set()
 
     def wrap_by_text(self, original: Method) -> Method:
         """Wrap a method of a connection whose first argument is the statement."""
@@ -158,10 +161,36 @@ class _Statements:
         @functools.wraps(original)
         async def execute(connection: Any, query: Any, *args: Any, **kwargs: Any) -> Any:
             __tracebackhide__ = True
-            call = functools.partial(original, connection, query, *args, **kwargs)
-            return await self._run(connection, str(query), call)
+            if self._is_nobodys_business(connection):
+                return await original(connection, query, *args, **kwargs)
+            return await self._run(connection, str(query), original(connection, query, *args, **kwargs))
 
         return execute
+
+    def wrap_copy_records(self, original: Method) -> Method:
+        """Wrap a method of a connection that fills a table."""
+
+        @functools.wraps(original)
+        async def copy_records_to_table(connection: Any, table_name: Any, *args: Any, **kwargs: Any) -> Any:
+            __tracebackhide__ = True
+            call = original(connection, table_name, *args, **kwargs)
+            if self._is_nobodys_business(connection):
+                return await call
+            return await self._run(connection, f"copy {table_name} from stdin", call)
+
+        return copy_records_to_table
+
+    def wrap_preparing(self, original: Method) -> Method:
+        """Wrap a method of a connection that has the server look at a statement, and no more."""
+
+        @functools.wraps(original)
+        async def get_statement(connection: Any, *args: Any, **kwargs: Any) -> Any:
+            __tracebackhide__ = True
+            if self._is_nobodys_business(connection):
+                return await original(connection, *args, **kwargs)
+            return await self._run(connection, "", original(connection, *args, **kwargs))
+
+        return get_statement
 
     def wrap_prepared(self, original: Method) -> Method:
         """Wrap a method of a prepared statement."""
@@ -169,8 +198,10 @@ class _Statements:
         @functools.wraps(original)
         async def do_execute(statement: Any, *args: Any, **kwargs: Any) -> Any:
             __tracebackhide__ = True
-            call = functools.partial(original, statement, *args, **kwargs)
-            return await self._run(statement._connection, statement.get_query(), call)  # noqa: SLF001 - see above
+            connection, call = statement._connection, original(statement, *args, **kwargs)  # noqa: SLF001 - see above
+            if self._is_nobodys_business(connection):
+                return await call
+            return await self._run(connection, statement.get_query(), call)
 
         return do_execute
 
@@ -180,133 +211,37 @@ class _Statements:
         @functools.wraps(original)
         async def execute(cursor: Any, *args: Any, **kwargs: Any) -> Any:
             __tracebackhide__ = True
-            call = functools.partial(original, cursor, *args, **kwargs)
-            return await self._run(cursor._connection, str(cursor._query), call)  # noqa: SLF001 - see above
+            connection, call = cursor._connection, original(cursor, *args, **kwargs)  # noqa: SLF001 - see above
+            if self._is_nobodys_business(connection):
+                return await call
+            return await self._run(connection, str(cursor._query), call)  # noqa: SLF001 - see above
 
         return execute
 
-    async def _run(self, connection: Any, query: str, call: Callable[[], Awaitable[Any]]) -> Any:
+    def _is_nobodys_business(self, connection: Any) -> bool:
+        """Tell whether nothing is to be told: no test is checked, an outer call tells, or a pool does it for itself."""
+        return not self._tracker.is_checking() or id(connection) in self._busy or opening_pool.get() is not None
+
+    async def _run(self, connection: Any, query: str, call: Awaitable[Any]) -> Any:
         __tracebackhide__ = True
-        connection = getattr(connection, "_con", None) or connection
         tracker = self._tracker
-        if not tracker.is_checking() or connection in self._busy or opening_pool.get() is not None:
-            return await call()
-        operation = Operation(statement=query)
-        before = ASYNCPG.transaction_status(connection)
-        self._busy.add(connection)
+        operation = Operation(statement=query, gids=gids_in(query))
+        before = ASYNCPG.begins(connection)
+        self._busy.add(id(connection))
         try:
             tracker.operation_begins(connection, before, operation)
-            result = await call()
+            result = await call
         except BaseException as error:
-            ASYNCPG.failed(connection)
-            tracker.operation_ended(connection, (before, ASYNCPG.transaction_status(connection)), operation, error)
+            tracker.operation_ended(connection, (before, ASYNCPG.failed(connection)), operation, error)
             raise
         finally:
-            self._busy.discard(connection)
+            self._busy.discard(id(connection))
         now = ASYNCPG.succeeded(connection, query)
-        tracker.operation_ended(
-            connection, (before, now), Operation(statement=query, answered=_answer(query, result)), None
-        )
+        answered = Operation(statement=query, gids=operation.gids, answered=_answer(query, result))
+        tracker.operation_ended(connection, (before, now), answered, None)
         return result
 
 
 def _answer(query: str, result: Any) -> str:
     """Return the command tag that the server has sent; where only rows came back, one that fits the statement."""
-    if isinstance(result, str):
-        return result
-    keyword = query.lstrip()[:6].lower()
-    return f"{keyword.upper()} 1" if keyword in _CHANGING else ""
-
-
-def _anchor(pool: Any) -> Any:
-    """Return what stands for a pool, and lives as long as it; None before the pool has begun to open."""
-    queue = pool._queue  # noqa: SLF001 - see above
-    if queue is not None:
-        queue.pgleak_pool = pool
-    return queue
-
-
-def _note_opened(tracker: Tracker, pool: Any) -> Any:
-    queue = pool._queue  # noqa: SLF001 - see above
-    is_new = queue is not None and not hasattr(queue, "pgleak_pool")
-    anchor = _anchor(pool)
-    if is_new:
-        tracker.pool_opened(anchor, functools.partial(_pool_facts, pool))
-    return anchor
-
-
-def _wrap_pool_start(tracker: Tracker, original: Method) -> Method:
-    @functools.wraps(original)
-    async def _async__init__(self: Any) -> Any:
-        __tracebackhide__ = True
-        try:
-            return await original(self)
-        finally:
-            if not POOL.is_closed(self):
-                _note_opened(tracker, self)
-
-    return _async__init__
-
-
-def _wrap_new_connection(tracker: Tracker, original: Method) -> Method:
-    @functools.wraps(original)
-    async def _get_new_connection(self: Any) -> Any:
-        __tracebackhide__ = True
-        with opening_for(_note_opened(tracker, self)):
-            return await original(self)
-
-    return _get_new_connection
-
-
-def _wrap_acquire(tracker: Tracker, original: Method) -> Method:
-    @functools.wraps(original)
-    async def _acquire(self: Any, *args: Any, **kwargs: Any) -> Any:
-        __tracebackhide__ = True
-        anchor = _anchor(self)
-        with opening_for(anchor):
-            proxy = await original(self, *args, **kwargs)
-        if anchor is not None:
-            tracker.checked_out(anchor, proxy._con)  # noqa: SLF001 - see above
-        return proxy
-
-    return _acquire
-
-
-def _wrap_release(tracker: Tracker, original: Method) -> Method:
-    @functools.wraps(original)
-    async def release(self: Any, connection: Any, *args: Any, **kwargs: Any) -> None:
-        __tracebackhide__ = True
-        lent = getattr(connection, "_con", None)
-        if lent is not None:
-            tracker.transaction_ending(lent, ASYNCPG.transaction_status(lent), How.POOL)
-            tracker.returned(lent)
-        with opening_for(_anchor(self)):  # what happens to it now is the pool's business
-            await original(self, connection, *args, **kwargs)
-
-    return release
-
-
-def _wrap_pool_close(tracker: Tracker, original: Method) -> Method:
-    @functools.wraps(original)
-    async def close(self: Any) -> None:
-        __tracebackhide__ = True
-        try:
-            await original(self)
-        finally:
-            if POOL.is_closed(self) and (anchor := _anchor(self)) is not None:
-                tracker.pool_closed(anchor)
-
-    return close
-
-
-def _wrap_pool_terminate(tracker: Tracker, original: Method) -> Method:
-    @functools.wraps(original)
-    def terminate(self: Any) -> None:
-        __tracebackhide__ = True
-        try:
-            original(self)
-        finally:
-            if (anchor := _anchor(self)) is not None:
-                tracker.pool_closed(anchor)
-
-    return terminate
+    return result if isinstance(result, str) else _TAGS.get(query.lstrip()[:6].lower(), "")

@@ -12,10 +12,11 @@ from pytest_pgleak.libraries.library import Library, Words
 if TYPE_CHECKING:
     from pytest_pgleak.frames import RawStack
 
+# Its connections are no context managers, and they have no commit(): a transaction commits itself when its block ends.
 _WORDS: Final = Words(
-    open="async with contextlib.aclosing(await asyncpg.connect(…)) as conn:",
+    open="",
     close="await conn.close()",
-    commit="await transaction.commit()",
+    commit="",
     rollback="await transaction.rollback()",
     transaction="async with conn.transaction():",
     savepoint="async with conn.transaction():",
@@ -26,6 +27,24 @@ _WORDS: Final = Words(
 )
 
 
+class _Failed:
+    """The connections whose transaction has failed. By identity: a class of the user's own may have no hash."""
+
+    def __init__(self) -> None:
+        self._references: dict[int, weakref.ref[Any]] = {}
+
+    def __contains__(self, connection: Any) -> bool:
+        reference = self._references.get(id(connection))
+        return reference is not None and reference() is connection
+
+    def add(self, connection: Any) -> None:
+        identity = id(connection)
+        self._references[identity] = weakref.ref(connection, lambda _: self._references.pop(identity, None))
+
+    def discard(self, connection: Any) -> None:
+        self._references.pop(id(connection), None)
+
+
 class AsyncPg(Library):
     """asyncpg's connections."""
 
@@ -33,7 +52,7 @@ class AsyncPg(Library):
 
     def __init__(self) -> None:
         # asyncpg tells whether a transaction is open, not whether it has failed.
-        self._failed: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._failed = _Failed()
 
     def words(self, class_name: str, is_async: bool, stack: RawStack = ()) -> Words:  # noqa: ARG002 - one way only
         """Return how one writes things with asyncpg."""
@@ -51,15 +70,23 @@ class AsyncPg(Library):
             return "IDLE"
         return "INERROR" if connection in self._failed else "INTRANS"
 
-    def failed(self, connection: Any) -> None:
-        """Take note that a statement has failed."""
+    def begins(self, connection: Any) -> str:
+        """Take note that a statement is about to be executed, and return the status."""
+        status = self.transaction_status(connection)
+        if status == "IDLE":
+            self._failed.discard(connection)  # what had failed has been rolled back, by its pool for one
+        return status
+
+    def failed(self, connection: Any) -> str:
+        """Take note that a statement has failed, and return the status."""
         if not connection.is_closed() and connection.is_in_transaction():
             self._failed.add(connection)
+        return self.transaction_status(connection)
 
     def succeeded(self, connection: Any, query: str) -> str:
         """Take note that a statement has succeeded, and return the status.
 
-        In a failed transaction only ``ROLLBACK`` and ``ROLLBACK TO`` do.
+        In a failed transaction only what ends it does, or ``ROLLBACK TO`` a savepoint.
         """
         if connection in self._failed and query.lstrip()[:8].lower() == "rollback":
             self._failed.discard(connection)
@@ -78,7 +105,9 @@ class AsyncPg(Library):
         else:
             host, port = str(address[0]), str(address[1])
         found = {"host": host, "port": port}
+        # A password may be a function, that makes a new one each time: then the observer has to do without.
         known = {"user": given.user, "password": given.password, "dbname": given.database}
+        known["sslmode"] = _SSLMODES.get(getattr(getattr(given, "sslmode", None), "name", ""))
         return found | {name: value for name, value in known.items() if isinstance(value, str) and value}
 
     def roll_back(self, connection: Any) -> Awaitable[object]:
@@ -86,23 +115,34 @@ class AsyncPg(Library):
         result: Awaitable[object] = connection.execute("rollback")
         return result
 
+    def give_back(self, pool: Any, connection: Any) -> None:  # noqa: ARG002 - the connection knows its pool
+        """End a connection: its pool has the slot back."""
+        connection.terminate()
+
 
 class AsyncPgPool(AsyncPg):
-    """asyncpg's pools. What stands for a pool is its queue; see `pytest_pgleak.libraries.asyncpg`."""
+    """asyncpg's pools. What stands for a pool is its queue; see `pytest_pgleak.libraries.asyncpg_pools`."""
 
     def is_closed(self, thing: Any) -> bool:
         """Tell whether a pool is closed."""
-        pool = getattr(thing, "pgleak_pool", thing)
+        pool = self.itself(thing)
         return bool(pool._closed)  # noqa: SLF001 - ``is_closing()`` is False again when it is closed
+
+    def itself(self, pool: Any) -> Any:
+        """Return the pool that a queue stands for."""
+        return getattr(pool, "pgleak_pool", pool)
 
     def close_pool(self, pool: Any, timeout: float) -> Awaitable[object]:  # noqa: ARG002 - it does not wait
         """End all connections of a pool: to close it would wait for those that are out."""
 
         async def terminate() -> None:
-            pool.pgleak_pool.terminate()
+            self.itself(pool).terminate()
 
         return terminate()
 
+
+# Who the server is has been verified by the application, with certificates that libpq need not have.
+_SSLMODES: Final = {"disable": "disable", "require": "require", "verify_ca": "require", "verify_full": "require"}
 
 ASYNCPG: Final = AsyncPg()
 POOL: Final = AsyncPgPool()

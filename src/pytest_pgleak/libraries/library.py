@@ -90,6 +90,10 @@ class Library:
         """
         raise NotImplementedError
 
+    def itself(self, pool: Any) -> Any:
+        """Return a pool, given what stands for it where it has no weak references."""
+        return pool
+
     def is_closed(self, thing: Any) -> bool:
         """Tell whether a connection or a pool is closed."""
         return bool(thing.closed)

@@ -6,20 +6,46 @@ whoever watches the driver asks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Any
+from contextvars import ContextVar, Token
+from typing import Any, Final
 
-opening_pool: ContextVar[Any] = ContextVar("pgleak_opening_pool", default=None)
-"""The pool that is opening a connection here and now."""
+_CURRENT: ContextVar[opening_for | None] = ContextVar("pgleak_opening_pool", default=None)
 
 
-@contextmanager
-def opening_for(pool: Any) -> Iterator[None]:
-    """Charge the connections that this context opens to a pool."""
-    token = opening_pool.set(pool)
-    try:
-        yield
-    finally:
-        opening_pool.reset(token)
+class opening_for:  # noqa: N801 - a context manager, that reads as one
+    """Charge the connections that this context opens to a pool.
+
+    A task or a callback that begins meanwhile inherits the context, and goes on when the pool has long been ready: what
+    it opens then is not the pool's. So the end is written down here, and not only in the context.
+
+    Args:
+        pool: The pool.
+    """
+
+    __slots__ = ("_token", "pool")
+
+    def __init__(self, pool: Any) -> None:
+        self.pool = pool
+
+    def __enter__(self) -> None:
+        self._token: Token[opening_for | None] = _CURRENT.set(self)
+
+    def __exit__(self, *_: object) -> None:
+        self.pool = None
+        try:
+            _CURRENT.reset(self._token)
+        except ValueError:
+            pass  # a coroutine that the garbage collector has closed, in whatever context that runs
+
+
+class OpeningPool:
+    """The pool that is opening a connection here and now."""
+
+    def get(self) -> Any:
+        """Return it; None where no pool is."""
+        opening = _CURRENT.get()
+        return None if opening is None else opening.pool
+
+
+opening_pool: Final = OpeningPool()
+"""Asked by whoever watches a driver."""

@@ -1,4 +1,9 @@
-"""psycopg2's pools. ``AbstractConnectionPool._connect`` is not public: only it opens a pool's connections."""
+"""psycopg2's pools.
+
+What is not public, and why it is needed all the same: ``AbstractConnectionPool._connect``, for only it opens a pool's
+connections; ``_getconn``, ``_putconn`` and ``_closeall``, which every pool goes through, the user's own included; and
+``_rused``, which says whether a connection is the pool's to take back.
+"""
 
 from __future__ import annotations
 
@@ -30,16 +35,19 @@ def pool_patches(module: ModuleType, tracker: Tracker) -> Patches:
     Raises:
         AttributeError: This psycopg2 looks different from those that are known.
     """
-    base = module.AbstractConnectionPool
-    wraps = (("getconn", _wrap_getconn), ("putconn", _wrap_putconn), ("closeall", _wrap_closeall))
+    base, simple = module.AbstractConnectionPool, module.SimpleConnectionPool
+    getting, putting = functools.partial(_wrap_getconn, tracker), functools.partial(_wrap_putconn, tracker)
+    closing = functools.partial(_wrap_closeall, tracker)
     return Patches(
         Patch(base, "__init__", functools.partial(_wrap_init, tracker)),
         Patch(base, "_connect", _wrap_connect),
-        *(
-            Patch(pool, name, functools.partial(wrap, tracker))
-            for pool in (module.SimpleConnectionPool, module.ThreadedConnectionPool)
-            for name, wrap in wraps
-        ),
+        Patch(base, "_getconn", getting),
+        Patch(base, "_putconn", putting),
+        Patch(base, "_closeall", closing),
+        # The same functions by another name, which it has kept.
+        Patch(simple, "getconn", getting),
+        Patch(simple, "putconn", putting),
+        Patch(simple, "closeall", closing),
     )
 
 
@@ -80,13 +88,15 @@ def _wrap_getconn(tracker: Tracker, original: Method) -> Method:
 
 def _wrap_putconn(tracker: Tracker, original: Method) -> Method:
     @functools.wraps(original)
-    def putconn(self: Any, conn: Any = None, *args: Any, **kwargs: Any) -> None:
+    def putconn(self: Any, *args: Any, **kwargs: Any) -> None:
         __tracebackhide__ = True
-        if conn is not None:
-            tracker.transaction_ending(conn, PSYCOPG2.transaction_status(conn), How.POOL)
-            tracker.returned(conn)
-        with opening_for(self):  # what happens to it now is the pool's business
-            original(self, conn, *args, **kwargs)
+        connection = args[0] if args else kwargs.get("conn")
+        # What is not its own is refused; and what it does with it from now on is the pool's business.
+        if id(connection) in self._rused and not self.closed:
+            tracker.transaction_ending(connection, PSYCOPG2.transaction_status(connection), How.POOL)
+            tracker.returned(connection)
+        with opening_for(self):
+            original(self, *args, **kwargs)
 
     return putconn
 

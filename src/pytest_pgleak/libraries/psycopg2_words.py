@@ -13,26 +13,29 @@ if TYPE_CHECKING:
 _STATUSES: Final = ("IDLE", "ACTIVE", "INTRANS", "INERROR", "UNKNOWN")
 
 
+# Its `with conn:` commits and does not close; its pools are no context managers, neither is what they lend.
+_WORDS: Final = Words(
+    open="with contextlib.closing(psycopg2.connect(…)) as conn:",
+    close="conn.close()",
+    commit="conn.commit()",
+    rollback="conn.rollback()",
+    transaction="with conn:",
+    savepoint="SAVEPOINT",
+    take="",
+    give_back="pool.putconn(conn)",
+    open_pool="pool.closeall()",
+    writing="with contextlib.closing(psycopg2.connect(…)) as conn, conn:",
+)
+
+
 class Psycopg2(Library):
     """psycopg2."""
 
     name = "psycopg2"
 
     def words(self, class_name: str, is_async: bool, stack: RawStack = ()) -> Words:  # noqa: ARG002 - one way only
-        """Return how one writes things with psycopg2. Its ``with conn:`` commits, and does not close."""
-        pool = class_name if class_name.endswith("Pool") else "ThreadedConnectionPool"
-        return Words(
-            open="with contextlib.closing(psycopg2.connect(…)) as conn:",
-            close="conn.close()",
-            commit="conn.commit()",
-            rollback="conn.rollback()",
-            transaction="with conn:",
-            savepoint="SAVEPOINT",
-            take="try: … finally: pool.putconn(conn)",
-            give_back="pool.putconn(conn)",
-            open_pool=f"with contextlib.closing({pool}(…)) as pool:",
-            writing="with conn:",
-        )
+        """Return how one writes things with psycopg2."""
+        return _WORDS
 
     def transaction_status(self, connection: Any) -> str:
         """Return the name of the status; psycopg2 has the numbers of it."""
