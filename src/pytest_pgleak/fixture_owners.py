@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-<<<<<<< HEAD
-from collections.abc import Callable
-from types import CodeType
-=======
 from collections.abc import Callable, Sequence
->>>>>>> drivers
+from types import CodeType
 from typing import Any, Final
 
 import pytest

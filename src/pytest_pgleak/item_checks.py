@@ -268,14 +268,9 @@ class ItemCheck:
             return False
         key = (finding.subject, finding.serial)
         if key not in self._guarded:
-<<<<<<< HEAD
-            guardian = self._fixtures.guardian_of(target, opening_stack(finding, view), self._item)
-            if guardian is None and is_held(target, pending_finalizers(self._item)):
-=======
             around = _pool_around(finding)
-            guardian = self._fixtures.guardian_of(target, _stack_of(finding, view), self._item, around)
+            guardian = self._fixtures.guardian_of(target, opening_stack(finding, view), self._item, around)
             if guardian is None and is_held(target, pending_finalizers(self._item), around):
->>>>>>> drivers
                 guardian = self._until_teardown()
             self._guarded[key] = guardian
         if (guardian := self._guarded[key]) is None:
@@ -333,14 +328,7 @@ class ItemCheck:
 
     def entries(self, verdicts: Verdicts) -> list[dict[str, Any]]:
         """Return the summary's form of findings."""
-<<<<<<< HEAD
         return entries_of_verdicts(verdicts, self._item.nodeid, self._item.config.rootpath)
-=======
-        root, nodeid = self._item.config.rootpath, self._item.nodeid
-        return [
-            *entries_of(verdicts.failing, nodeid, True, root),
-            *entries_of(verdicts.warning, nodeid, False, root),
-        ]
 
 
 def _pool_around(finding: Finding) -> tuple[object, ...]:
@@ -350,12 +338,3 @@ def _pool_around(finding: Finding) -> tuple[object, ...]:
     facts = finding.pool.facts
     pool = facts.reference()
     return () if pool is None else (facts.library.itself(pool),)
-
-
-def _stack_of(finding: Finding, view: View) -> RawStack:
-    if finding.subject == "pool":
-        pool = view.pools.get(finding.serial)
-        return pool.opened.stack if pool is not None and pool.opened is not None else ()
-    connection = next((c for c in view.connections if c.serial == finding.serial), None)
-    return (connection.checkout or connection.opened).stack if connection is not None else ()
->>>>>>> drivers
