@@ -24,6 +24,7 @@ _MOST_OBJECTS: Final = 20_000
 _GROWING: Final = (list, set, frozenset, deque)
 _SUSPENDED: Final = (types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType, types.FrameType)
 _ATOMS: Final = (str, bytes, int, float, complex, type(None), types.ModuleType, types.CodeType, types.TracebackType)
+_DESCRIPTORS: Final = (types.GetSetDescriptorType, types.MemberDescriptorType)
 _CACHE: Final = type(functools.lru_cache(lambda: None))
 
 Path = tuple[Any, str]
@@ -101,6 +102,8 @@ def _held_by(current: Any, path: Path, is_pool: bool) -> Iterable[_Found]:
         return _of_function(current, path)
     if issubclass(kind, _CACHE):
         return _of_cache(current, path)
+    if issubclass(kind, functools.partial):
+        return [(value, (path, "")) for value in (current.func, *current.args, *current.keywords.values())]
     if issubclass(kind, tuple):
         return [(value, (path, f"[{number}]")) for number, value in enumerate(tuple.__iter__(current))]
     attributes = _instance_dictionary(current)
@@ -145,7 +148,7 @@ def _instance_dictionary(current: object) -> dict[str, Any]:
     """Return the attributes of an instance, without running any code of its class."""
     for base in type(current).__mro__:
         if (descriptor := vars(base).get("__dict__")) is not None:
-            found = descriptor.__get__(current) if isinstance(descriptor, types.GetSetDescriptorType) else {}
+            found = descriptor.__get__(current) if isinstance(descriptor, _DESCRIPTORS) else {}
             return found if isinstance(found, dict) else {}
     return {}
 

@@ -8,7 +8,9 @@ own, in a global variable or not; so does what a fixture has opened that has som
 from __future__ import annotations
 
 import atexit
+import dis
 import gc
+import re
 import sys
 import types
 from collections.abc import Callable, Iterable
@@ -29,6 +31,8 @@ from pytest_pgleak.views import View
 
 _SUBJECTS: Final = ("connection", "checkout", "pool")
 _TRIGGERS: Final = ("call", "block", "fixture")
+_STORES: Final = ("STORE_ATTR", "STORE_GLOBAL")
+_SETS: Final = "setattr"  # monkeypatch's, or the built-in one
 
 
 class ProcessLifetime:
@@ -54,7 +58,11 @@ class ProcessLifetime:
         if finding.subject not in _SUBJECTS or not finding.can_heal or finding.owner.what not in _TRIGGERS:
             return None
         stack = opening_stack(finding, view)
-        return self._named(finding, stack) if self._is_only_triggered(finding, stack, item) else None
+        own = self._own_codes(finding, item)
+        if not self._is_only_triggered(finding, stack, own):
+            return None
+        process = self._named(finding, stack)
+        return None if process is None or _stores(own, process.variable or "") else process
 
     def at_the_end(self, findings: Iterable[Finding], view: View, config: pytest.Config) -> tuple[Finding, ...]:
         """Name the variables of what the session left, and leave out what is going to be closed yet.
@@ -83,18 +91,22 @@ class ProcessLifetime:
         variable = variable_holding(target, stack, is_pool=is_pool, is_lifespans=self._is_lifespans)
         return None if variable is None else self._ownership.process(variable)
 
-    def _is_only_triggered(self, finding: Finding, stack: RawStack, item: pytest.Item) -> bool:
+    def _own_codes(self, finding: Finding, item: pytest.Item) -> set[types.CodeType]:
+        """Return the code of the test or of the fixture at work, and of the test's class."""
+        if finding.owner.what == "fixture":
+            return self._fixtures.codes_of(finding.owner) | _class_codes(item)
+        code = code_of(getattr(item, "obj", None))
+        return (set() if code is None else nested_codes(code)) | _class_codes(item)
+
+    def _is_only_triggered(self, finding: Finding, stack: RawStack, own: set[types.CodeType]) -> bool:
         frames = user_frames(stack)
         if any(frame.function == "<module>" for frame in frames):
             return True  # by an import
-        if finding.owner.what == "fixture" and finding.request is None:
-            if is_xunit(finding.owner) or self._fixtures.test_function(finding.owner, lambda each: shuts_down([each])):
-                return False
-            own = self._fixtures.codes_of(finding.owner)
-        else:
-            own = nested_codes_of(getattr(item, "obj", None))
+        closes = is_xunit(finding.owner) or self._fixtures.test_function(finding.owner, lambda each: shuts_down([each]))
+        if finding.owner.what == "fixture" and finding.request is None and closes:
+            return False
         origin = next((code for code, _ in stack if is_user_code(code.co_filename)), None)
-        return bool(frames) and origin not in own | _class_codes(item)
+        return bool(frames) and origin not in own
 
     def _is_lifespans(self, app: Any) -> bool:
         return self._ownership.has_run_lifespan(app) and any(
@@ -119,10 +131,20 @@ def opening_stack(finding: Finding, view: View) -> RawStack:
     return connection.held.stack if connection is not None else ()
 
 
-def nested_codes_of(function: Any) -> set[types.CodeType]:
-    """Return the code of a function and of those inside it; nothing for what is no function."""
-    code = code_of(function)
-    return set() if code is None else nested_codes(code)
+def _stores(codes: Iterable[types.CodeType], variable: str) -> bool:
+    """Tell whether some code itself puts something into a variable, or into one of that name."""
+    names = set(re.findall(r"\w+", variable))
+    return any(
+        (step.opname in _STORES and step.argval in names)
+        or (
+            step.opname == "LOAD_CONST"
+            and isinstance(step.argval, str)
+            and step.argval in names
+            and _SETS in code.co_names
+        )
+        for code in codes
+        for step in dis.get_instructions(code)
+    )
 
 
 def _class_codes(item: pytest.Item) -> set[types.CodeType]:
