@@ -14,6 +14,7 @@ from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
 from pytest_pgleak.activity import Backend
+from pytest_pgleak.awaiters import awaiter
 from pytest_pgleak.events import ConnectionFacts, Event, EventKind, Moment, PoolFacts
 from pytest_pgleak.frames import capture
 from pytest_pgleak.nesting import is_same_flow
@@ -289,6 +290,12 @@ class Tracker:
             self._closes_instead.add(serial)
 
     @_never_raises
+    def ending_because_of(self, connection: Any, error: BaseException) -> None:
+        """A library ends the transaction of a connection while it handles an exception, which the driver cannot see."""
+        if (serial := self._serial(connection)) is not None:
+            self._transactions.ending_because_of(serial, error)
+
+    @_never_raises
     def pool_opened(self, pool: Any, facts: Callable[[weakref.ref[Any]], PoolFacts], instead_of: Any = None) -> None:
         """A pool was opened.
 
@@ -345,10 +352,13 @@ class Tracker:
             self._record(Event(EventKind.PREPARED, serial, moment, connection=facts, gid=gid))
 
     def _moment(self) -> Moment:
+        stack = capture(_INSIDE + 1)
+        if (waiting := awaiter()) is not None:
+            stack += waiting.stack
         return Moment(
             time.monotonic(),
             self._ownership.current,
-            capture(_INSIDE + 1),
+            stack,
             self._ownership.request,
             threading.current_thread().name,
             current_task(),
