@@ -114,32 +114,36 @@ class FixtureOwners:
         self._definitions.pop(owner.serial, None)
         self._ownership.forget_lifespan(owner)
 
-    def guardian_of(self, target: object, stack: RawStack, item: pytest.Item) -> Owner | None:
+    def guardian_of(
+        self, target: object, stack: RawStack, item: pytest.Item, *, apart_from: object = None
+    ) -> Owner | None:
         """Find who, of those that are still alive, is going to close something that a test has opened.
 
         Args:
             target: The connection or the pool.
             stack: Where it was opened.
             item: The test.
+            apart_from: Who may hold it without being about to close it.
 
         Returns:
             A fixture or a lifespan; the test's own owner is `item`'s business.
         """
+        holds = functools.partial(is_held, target, apart_from=apart_from)
         for owner in self._alive.values():
             definition = self._definitions[owner.serial]
             roots = [*(definition.cached_result or ())[:1], *definition._finalizers]  # noqa: SLF001 - no public way
             function = self._functions[owner.serial]
             if getattr(function, "__module__", "").startswith("pytest_pgleak."):
                 continue  # the plugin's own clients hold the whole application
-            if _has_teardown(definition) and (opened_inside(stack, function) or is_held(target, roots)):
+            if _has_teardown(definition) and (opened_inside(stack, function) or holds(roots)):
                 return owner
             if (teardown := _xunit_teardown(owner, item)) is not None:
                 held = _globals_named(teardown) if owner.scope == "module" else [getattr(item, "instance", None)]
-                if shuts_down([teardown]) and is_held(target, held):
+                if shuts_down([teardown]) and holds(held):
                     return owner
         for owner in self._ownership.lifespans:
             app = self._ownership.app_of(owner)
-            if app is not None and shuts_down(lifespan_functions(app)) and is_held(target, [vars(app.state)]):
+            if app is not None and shuts_down(lifespan_functions(app)) and holds([vars(app.state)]):
                 return owner
         return None
 

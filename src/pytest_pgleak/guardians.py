@@ -38,14 +38,15 @@ _SQLALCHEMY: Final = (
 _CLOSED_BOOKS_TYPES: Final = (type, types.ModuleType, types.CodeType, types.TracebackType, str, bytes, int, float)
 
 
-def is_held(target: object, roots: Iterable[object]) -> bool:
+def is_held(target: object, roots: Iterable[object], *, apart_from: object = None) -> bool:
     """Tell whether an object can be reached from others.
 
     Args:
         target: The object.
         roots: Where to start: values, finalizers, suspended generators.
+        apart_from: What is not looked into: the pool of a checkout may keep hold of it, and gives nothing back.
     """
-    seen: set[int] = set()
+    seen: set[int] = {id(apart_from)}
     queue = deque(roots)
     while queue and len(seen) < _MOST_OBJECTS:
         current = queue.popleft()

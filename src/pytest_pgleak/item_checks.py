@@ -257,8 +257,10 @@ class ItemCheck:
             return False
         key = (finding.subject, finding.serial)
         if key not in self._guarded:
-            guardian = self._fixtures.guardian_of(target, _stack_of(finding, view), self._item)
-            if guardian is None and is_held(target, pending_finalizers(self._item)):
+            # A pool may know what is out of it; only who has taken it out gives it back.
+            pool = finding.pool.facts.reference() if finding.pool is not None and finding.subject == "checkout" else None
+            guardian = self._fixtures.guardian_of(target, _stack_of(finding, view), self._item, apart_from=pool)
+            if guardian is None and is_held(target, pending_finalizers(self._item), apart_from=pool):
                 guardian = self._until_teardown()
             self._guarded[key] = guardian
         if (guardian := self._guarded[key]) is None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_pgleak.events import PoolFacts
 from pytest_pgleak.libraries.opening import opening_pool
 from pytest_pgleak.libraries.sqlalchemy_events import driver_connection_of, event_listeners
-from pytest_pgleak.libraries.sqlalchemy_words import SQLALCHEMY
+from pytest_pgleak.libraries.sqlalchemy_words import SQLALCHEMY, WITH_NULL_POOL
 from pytest_pgleak.patching import Patch, Patches
 
 if TYPE_CHECKING:
@@ -49,8 +49,9 @@ def _pool_facts(engine: Any, reference: weakref.ref[Any]) -> PoolFacts:
     pool = engine.pool
     size, overflow = getattr(pool, "size", None), getattr(pool, "_max_overflow", -1)
     limit = size() + overflow if callable(size) and overflow >= 0 else 0  # that of a SingletonThreadPool is no method
+    library = WITH_NULL_POOL if any(cls.__name__ == "NullPool" for cls in type(pool).__mro__) else SQLALCHEMY
     database = str(engine.url.database or "")
-    return PoolFacts(reference, type(pool).__name__, engine.dialect.is_async, database, limit, SQLALCHEMY)
+    return PoolFacts(reference, type(pool).__name__, engine.dialect.is_async, database, limit, library)
 
 
 def _wrap_engine_init(tracker: Tracker, original: Method) -> Method:
