@@ -123,7 +123,8 @@ def _kind_of_transaction(connection: ConnectionView, question: Question) -> str 
 def _pool_left(pool: PoolView, opened: Moment, question: Question) -> bool:
     if pool.ending is Ending.CLOSED:
         return False
-    if pool.facts.library.pool_is_lazy and not pool.members and not pool.dropped:
+    library = pool.facts.library
+    if library.pool_keeps_nothing or (library.pool_is_lazy and not pool.members and not pool.dropped):
         return False  # it holds nothing, and never did
     owner = opened.owner.serial
     return owner in question.ended or (pool.ending is Ending.DROPPED and owner in question.judged)

@@ -170,6 +170,13 @@ class FixtureOwners:
             for definition in (*_fixturedefs(item), *(self._definitions[each.serial] for each in self._alive.values()))
         )
 
+    def any_wider(self, item: pytest.Item, test: Callable[[Callable[..., Any]], bool]) -> bool:
+        """Tell whether any fixture that a test asks for, of a wider scope and with a teardown, passes a test."""
+        return any(
+            definition.scope != "function" and _has_teardown(definition) and test(definition.func)
+            for definition in _fixturedefs(item)
+        )
+
 
 def _fixturedefs(item: pytest.Item) -> list[pytest.FixtureDef[Any]]:
     # pytest offers no public way from an item to its fixture definitions; `_fixtureinfo` has been there since 2.x and

@@ -8,6 +8,7 @@ a finalizer; an application in its ``state``, with a lifespan that has something
 from __future__ import annotations
 
 import gc
+import threading
 import types
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -111,7 +112,7 @@ def _is_frameworks_function(function: Any) -> bool:
 def is_frameworks(current: object) -> bool:
     """Tell whether an object is of a class that holds everything: a framework's, an event loop's, a thread's."""
     module = type(current).__module__
-    if not isinstance(module, str):
+    if not isinstance(module, str) or isinstance(current, threading.local):
         return False
     package = module.partition(".")[0]
     return package in _CLOSED_BOOKS or (package == "sqlalchemy" and not module.startswith(_SQLALCHEMY))
@@ -125,6 +126,8 @@ def _held_by(current: Any) -> Iterable[object]:
         return (current.__self__, current.__func__)
     if isinstance(current, partial):
         return (current.func, *current.args, *current.keywords.values())
+    if isinstance(current, threading.local):
+        return list(vars(current).values())  # this thread's, as of a ``scoped_session``
     frame = next(
         (frame for name in ("gi_frame", "ag_frame", "cr_frame") if (frame := getattr(current, name, None))), None
     )

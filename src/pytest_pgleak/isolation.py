@@ -46,6 +46,11 @@ def is_installed(function: Callable[..., Any]) -> bool:
     return code is not None and not is_user_code(code.co_filename)
 
 
+def is_own(function: Callable[..., Any]) -> bool:
+    """Tell whether a fixture is the user's own."""
+    return not is_installed(function)
+
+
 def mentions(function: Callable[..., Any], words: Iterable[str]) -> bool:
     """Tell whether any name in a function's code contains one of some words, in lower case."""
     code = code_of(function)
@@ -108,6 +113,6 @@ def _helpers(function: Callable[..., Any]) -> list[Callable[..., Any]]:
         helper = known.get(name)
         if isinstance(helper, type):
             helpers.extend(method for method in vars(helper).values() if isinstance(method, FunctionType))
-        elif callable(helper):
+        elif callable(helper) and not is_installed(helper):  # SQLAlchemy's `create_engine` rolls back, but for itself
             helpers.append(helper)
     return helpers

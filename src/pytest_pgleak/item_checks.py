@@ -15,7 +15,7 @@ from pytest_pgleak.checkpoints import Checkpoint
 from pytest_pgleak.find import Question
 from pytest_pgleak.findings import Finding
 from pytest_pgleak.guardians import is_held, pending_finalizers
-from pytest_pgleak.isolation import finishes_prepared, is_installed, rolls_back
+from pytest_pgleak.isolation import finishes_prepared, is_installed, is_own, rolls_back
 from pytest_pgleak.kinds import COMMIT_AFTER_RESPONSE, TRANSACTION_LEFT_OPEN
 from pytest_pgleak.owners import Owner
 from pytest_pgleak.prepared.left import LeftPrepared
@@ -240,11 +240,17 @@ class ItemCheck:
         opener = (connection.checkout or connection.opened).owner
         if opener.scope == "function" and self._fixtures.test_function(opener, is_installed):
             return False
-        if opener.scope == "function" and finding.library.ends_transactions:
-            return False  # it is given back right after the test, and that ends it
+        if finding.library.ends_transactions:
+            if opener.scope == "function":
+                return False  # it is given back right after the test, and that ends it
+            if self._fixtures.any_wider(self._item, rolls_back):
+                return False  # a transaction that is begun there begins only with the first statement
         if opener.scope != "function" and self._fixtures.rolls_back_for(opener, self._item):
             return False
-        isolates = self._fixtures.any_function_scoped(self._item, rolls_back)
+        isolates = self._fixtures.any_function_scoped(self._item, rolls_back) or (
+            # A session on this connection ends its transaction when it is closed.
+            finding.library.ends_transactions and self._fixtures.any_function_scoped(self._item, is_own)
+        )
         if isolates or self._fixtures.rolls_back_for(opener, self._item):
             # Its rollback comes after the call phase: judged when the fixtures have been torn down.
             self._deferred |= {finding.serial}

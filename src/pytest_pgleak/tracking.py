@@ -14,6 +14,7 @@ from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
 from pytest_pgleak.activity import Backend
+from pytest_pgleak.awaiters import awaiter
 from pytest_pgleak.events import ConnectionFacts, Event, EventKind, Moment, PoolFacts
 from pytest_pgleak.frames import capture
 from pytest_pgleak.nesting import is_same_flow
@@ -84,7 +85,7 @@ class Tracker:
         """Knows what was left in the sessions of pooled connections."""
         self._out: dict[int, tuple[int, Moment]] = {}
         self._closes_instead: set[int] = set()
-        self._foreign: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._lending: weakref.WeakSet[Any] = weakref.WeakSet()
         self._transactions = TransactionTracking(
             record, self._moment, lambda facts, connection: witness(facts, connection, True)
         )
@@ -107,7 +108,7 @@ class Tracker:
         known = self._facts[serial] = facts(reference)
         pool_serial = None if pool is None else self._serial_of_pool(pool)
         self._record(Event(EventKind.CONNECTION_OPENED, serial, self._moment(), pool=pool_serial, connection=known))
-        if self.sessions is not None and pool is not None and pool not in self._foreign:
+        if self.sessions is not None and pool is not None and pool in self._lending:
             self.sessions.opened(serial, known)
 
     def knows(self, connection: Any) -> bool:
@@ -175,7 +176,7 @@ class Tracker:
             held = self._held_meanwhile(serial, pool_serial, moment) if self.is_checking() else None
             self._record(Event(EventKind.CHECKED_OUT, serial, moment, pool=pool_serial, held=held))
             self._closes_instead.discard(serial)
-            if self.sessions is not None and pool not in self._foreign:
+            if self.sessions is not None and pool in self._lending:
                 self.sessions.checked_out(serial, self._facts[serial], connection, pool, pool_serial, moment)
 
     @_never_raises
@@ -289,6 +290,12 @@ class Tracker:
             self._closes_instead.add(serial)
 
     @_never_raises
+    def ending_because_of(self, connection: Any, error: BaseException) -> None:
+        """A library ends the transaction of a connection while it handles an exception, which the driver cannot see."""
+        if (serial := self._serial(connection)) is not None:
+            self._transactions.ending_because_of(serial, error)
+
+    @_never_raises
     def pool_opened(self, pool: Any, facts: Callable[[weakref.ref[Any]], PoolFacts], instead_of: Any = None) -> None:
         """A pool was opened.
 
@@ -300,8 +307,8 @@ class Tracker:
         serial = self._serial_of_pool(pool)
         reference = self._known[id(pool)][0]
         known = facts(reference)
-        if not known.library.lends_sessions:
-            self._foreign.add(pool)
+        if known.library.lends_sessions:
+            self._lending.add(pool)
         before = None if instead_of is None else self._serial(instead_of)
         self._record(Event(EventKind.POOL_OPENED, serial, self._moment(), pool=before, opened_pool=known))
 
@@ -345,10 +352,13 @@ class Tracker:
             self._record(Event(EventKind.PREPARED, serial, moment, connection=facts, gid=gid))
 
     def _moment(self) -> Moment:
+        stack = capture(_INSIDE + 1)
+        if (waiting := awaiter()) is not None:
+            stack += waiting.stack
         return Moment(
             time.monotonic(),
             self._ownership.current,
-            capture(_INSIDE + 1),
+            stack,
             self._ownership.request,
             threading.current_thread().name,
             current_task(),

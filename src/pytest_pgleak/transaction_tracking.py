@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from pytest_pgleak.activity import Backend
+from pytest_pgleak.awaiters import awaiter
 from pytest_pgleak.events import ConnectionFacts, Event, EventKind, Moment
 from pytest_pgleak.prepared.gids import GidUse
 from pytest_pgleak.transactions import How, Transaction
@@ -81,6 +82,7 @@ class _Open:
     queued: Operation | None = None
     since: int = 0
     handled: int = 0
+    cause: str | None = None
 
 
 class TransactionTracking:
@@ -204,6 +206,17 @@ class TransactionTracking:
             _take(transaction, backend)
         self._ended(serial, facts, transaction, How.COLLECTED, status)
 
+    def ending_because_of(self, serial: int, error: BaseException) -> None:
+        """The transaction of a connection is about to be ended, because of an exception that a library handles.
+
+        Args:
+            serial: The connection's number.
+            error: The exception.
+        """
+        transaction = self._open.get(serial)
+        if transaction is not None and id(error) != transaction.handled:
+            transaction.cause = type(error).__name__
+
     def _goes_on(
         self, transaction: _Open, before: str, now: str, operation: Operation, error: BaseException | None
     ) -> None:
@@ -247,7 +260,7 @@ class TransactionTracking:
         moment = self._moment()
         if how is not How.COMMIT and moment.request is not None:
             moment.request.rolled_back = True
-        cause = sys.exc_info()[1] if error is None else None
+        cause = _being_handled(transaction) if error is None else None
         self._record(
             Event(
                 EventKind.TRANSACTION_ENDED,
@@ -263,7 +276,7 @@ class TransactionTracking:
                     wrote=transaction.wrote,
                     evidence=transaction.evidence,
                     error=type(error).__name__ if error is not None else None,
-                    cause=type(cause).__name__ if cause is not None and id(cause) != transaction.handled else None,
+                    cause=cause,
                     failed_by=transaction.failed_by,
                     forced=operation is not None and operation.forced,
                     savepoint=transaction.savepoint,
@@ -272,6 +285,16 @@ class TransactionTracking:
                 ),
             )
         )
+
+
+def _being_handled(transaction: _Open) -> str | None:
+    """Return the name of the exception that is being handled here, or by whoever awaits this, since it began."""
+    if transaction.cause is not None:
+        return transaction.cause
+    cause = sys.exc_info()[1]
+    if cause is None and (waiting := awaiter()) is not None:
+        return waiting.cause if waiting.identity != transaction.handled else None
+    return type(cause).__name__ if cause is not None and id(cause) != transaction.handled else None
 
 
 def _has_started(moment: Moment) -> bool:

@@ -71,12 +71,14 @@ class Library:
     Attributes:
         name: Name of the distribution.
         pool_is_lazy: Whether a pool of it holds nothing before it is used, so that an unused one needs no close.
+        pool_keeps_nothing: Whether it closes what comes back to it, so that it never needs a close.
         ends_transactions: Whether giving a connection back ends its transaction by design, without a word.
         lends_sessions: Whether pgleak may look into the sessions of pooled connections.
     """
 
     name: str = ""
     pool_is_lazy: bool = False
+    pool_keeps_nothing: bool = False
     ends_transactions: bool = False
     lends_sessions: bool = False
 

@@ -62,6 +62,12 @@ def _sqlalchemy(module: ModuleType, tracker: Tracker) -> Switch:
     return sqlalchemy_patches(module, tracker)
 
 
+def _sqlalchemy_asyncio(module: ModuleType, tracker: Tracker) -> Switch:
+    from pytest_pgleak.libraries.sqlalchemy_asyncio import asyncio_patches
+
+    return asyncio_patches(module, tracker)
+
+
 BUILT_IN = (
     LibraryTracker("psycopg", _psycopg),
     LibraryTracker("psycopg_pool", _psycopg_pool),
@@ -69,5 +75,6 @@ BUILT_IN = (
     LibraryTracker("psycopg2.pool", _psycopg2_pool),
     LibraryTracker("asyncpg", _asyncpg),
     LibraryTracker("sqlalchemy", _sqlalchemy),
+    LibraryTracker("sqlalchemy.ext.asyncio", _sqlalchemy_asyncio),
 )
 """The plugin's own."""

@@ -23,6 +23,9 @@ class SqlAlchemy(Library):
     pool_is_lazy = True
     ends_transactions = True
 
+    def __init__(self, *, pool_keeps_nothing: bool = False) -> None:
+        self.pool_keeps_nothing = pool_keeps_nothing
+
     def words(self, class_name: str, is_async: bool, stack: RawStack = ()) -> Words:  # noqa: ARG002 - of no account
         """Return how one writes things, with a ``Session`` where that is how the connection was taken."""
         return _words(is_async, any(_is_sessions(code.co_filename) for code, _ in stack))
@@ -41,6 +44,8 @@ class SqlAlchemy(Library):
 
 
 SQLALCHEMY: Final = SqlAlchemy()
+WITH_NULL_POOL: Final = SqlAlchemy(pool_keeps_nothing=True)
+"""An engine whose pool is a ``NullPool``: there is nothing to dispose of."""
 
 
 @functools.lru_cache(maxsize=4096)
