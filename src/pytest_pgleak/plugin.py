@@ -202,6 +202,22 @@ def pytest_runtest_makereport(
     return report
 
 
+@pytest.hookimpl(tryfirst=True, optionalhook=True)
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> None:
+    if item.config.stash.get(_SESSION, None) is not None:
+        from pytest_pgleak.timeouts import timer_set
+
+        timer_set(item, settings)
+
+
+@pytest.hookimpl(tryfirst=True, optionalhook=True)
+def pytest_timeout_cancel_timer(item: pytest.Item) -> None:
+    if item.config.stash.get(_SESSION, None) is not None:
+        from pytest_pgleak.timeouts import timer_cancelled
+
+        timer_cancelled(item)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_pgleak_server(config: pytest.Config) -> Any:
     from pytest_pgleak.postgres import start_server
@@ -220,10 +236,22 @@ class SessionEnd:
         self._config = config
         self._entries: list[dict[str, Any]] = []
         self._notes: list[str] = []
+        self._discarded: set[str] = set()
+        self._of_attempt: dict[str, list[dict[str, Any]]] = {}
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        self._entries.extend(getattr(report, "pgleak", ()))
+        if report.outcome == "rerun":  # type: ignore[comparison-overlap]  # pytest-rerunfailures' word
+            self._discarded.add(report.nodeid)
+        self._of_attempt.setdefault(report.nodeid, []).extend(getattr(report, "pgleak", ()))
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        # An attempt that is made again counts for nothing; each has a finish of its own.
+        found = self._of_attempt.pop(nodeid, [])
+        if nodeid not in self._discarded:
+            self._entries.extend(found)
+        self._discarded.discard(nodeid)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self) -> None:
@@ -246,6 +274,8 @@ class SessionEnd:
         return True if active is not None and active.state.verdict.matches_a_rule(finding) else None
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        for found in self._of_attempt.values():  # their worker crashed before it could finish them
+            self._entries.extend(found)
         if not self._entries and not self._notes:
             return
         from pytest_pgleak.reporting import Reported, summary, write
