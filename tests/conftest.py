@@ -25,5 +25,7 @@ def server_dsn() -> Iterator[str]:
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     # What the developer has set must not reach the inner runs.
-    for name in ("PGLEAK_DSN", "PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "GITHUB_ACTIONS", "CI", "BUILD_NUMBER"):
+    for name in ("PGLEAK_DSN", "PYTEST_XDIST_WORKER", "GITHUB_ACTIONS", "CI", "BUILD_NUMBER"):
         monkeypatch.delenv(name, raising=False)
+    # One shuffles, the other has a thread: for those who ask for them.
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:randomly -p no:rerunfailures")

@@ -54,6 +54,7 @@ class Judge:
         loops: Tell whether tasks of the application are still at work.
         is_connecting: Tells whether a connection is being opened at this moment, or goes back to its pool.
         watched_databases: Server and name of databases to look at even when nothing of them is open here.
+        may_collect: Tells whether the garbage collector may be run where something is still open.
         prepared: Looks after prepared transactions.
         sessions: Knows what was left in the sessions of pooled connections.
         may_be_ours: Tells whether a backend that nobody here has opened may be this process's doing at all.
@@ -66,6 +67,7 @@ class Judge:
         loops: EventLoops,
         is_connecting: Callable[[], bool],
         watched_databases: Callable[[], Iterable[tuple[tuple[str, str], str]]],
+        may_collect: Callable[[], bool],
         prepared: PreparedWatch,
         sessions: SessionTracking,
         may_be_ours: Callable[[Backend], bool] = lambda _backend: True,
@@ -78,6 +80,7 @@ class Judge:
         self._loops = loops
         self._is_connecting = is_connecting
         self._watched_databases = watched_databases
+        self._may_collect = may_collect
 
     def begin(self) -> frozenset[int]:
         """Take the snapshot before a test; return which connections are in a transaction already."""
@@ -85,7 +88,7 @@ class Judge:
         view = self._ledger.view()
         for connection in view.connections:
             if (living := connection.facts.reference()) is not None:
-                self._observers.learn(connection.facts, living)
+                self._observers.opened(connection.facts, living)
         self._observers.begin(self.watched(), self._ledger.known_pids)
         self._prepared.begin()
         return frozenset(connection.serial for connection in view.connections if connection.in_transaction)
@@ -99,6 +102,7 @@ class Judge:
             found = self._client_side(checkpoint)
             if checkpoint.has_new_owners():
                 found = self._client_side(checkpoint)
+            self._observers.servers.identify()
             self._observers.check_roles(self._ledger.roles)
             if checkpoint.new_backends:
                 new = tuple(
@@ -111,7 +115,9 @@ class Judge:
             prepared = self._prepared.look(checkpoint.view, checkpoint.question, checkpoint.new_backends)
             return found + tuple(each for each in prepared if checkpoint.keep(each, checkpoint.view))
 
-        found = yield from settling(look, checkpoint.grace, self._loops.have_new_tasks, self._is_connecting)
+        found = yield from settling(
+            look, checkpoint.grace, self._loops.have_new_tasks, self._is_connecting, self._may_collect
+        )
         if not found:
             return ()
         return self._with_server(found, checkpoint, new)

@@ -43,7 +43,7 @@ class Moment:
     """When, where and on whose account something happened.
 
     Attributes:
-        at: ``time.monotonic()``, seconds.
+        at: ``Clock.monotonic()``, seconds.
         owner: Who answers for it.
         stack: The whole call stack, innermost frame first.
         request: The request that was being answered.

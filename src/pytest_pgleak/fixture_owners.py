@@ -24,10 +24,20 @@ class FixtureOwners:
 
     Args:
         ownership: The stack to push owners on.
+        tick: Returns a number for the moment at which a fixture begins …
+        release: … which is given back when its teardown begins.
     """
 
-    def __init__(self, ownership: Ownership) -> None:
+    def __init__(
+        self,
+        ownership: Ownership,
+        tick: Callable[[], int] = lambda: 0,
+        release: Callable[[int], None] = lambda _since: None,
+    ) -> None:
         self._ownership = ownership
+        self._tick = tick
+        self._release = release
+        self._began: dict[int, int] = {}
         self._alive: dict[int, Owner] = {}
         self._functions: dict[int, Callable[..., Any]] = {}
         self._watched: set[int] = set()
@@ -40,6 +50,7 @@ class FixtureOwners:
         nodeid = request.node.nodeid
         owner = self._ownership.begin("fixture", nodeid, fixturedef.argname, fixturedef.scope)
         self._alive[id(fixturedef)] = owner
+        self._began[owner.serial] = self._tick()
         self._functions[owner.serial] = fixturedef.func
         self._definitions[owner.serial] = fixturedef
         if self.watching:
@@ -52,12 +63,17 @@ class FixtureOwners:
         self._ownership.pop(owner)
         self._ownership.background.adopt(owner)
         # Finalizers run last in, first out: this one right before the code after the fixture's `yield`.
-        fixturedef.addfinalizer(lambda: self._ownership.push(owner))
+        fixturedef.addfinalizer(functools.partial(self._begin_teardown, owner))
+
+    def _begin_teardown(self, owner: Owner) -> None:
+        self._ownership.push(owner)
+        self._release(self._began.get(owner.serial, 0))
 
     def finish(self, fixturedef: pytest.FixtureDef[Any]) -> None:
         """A fixture's finalizers have run. pytest may say so more than once."""
         owner = self._alive.pop(id(fixturedef), None)
         if owner is not None:
+            self._began.pop(owner.serial, None)
             self._ownership.pop(owner)
             self._ownership.end(owner)
 

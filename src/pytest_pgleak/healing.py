@@ -1,7 +1,8 @@
 """After a leak was reported: undo it, so that the next test neither hangs on it nor inherits it.
 
 Backends are terminated in databases that the plugin created, anywhere else only with ``pgleak_terminate = true``.
-Leaked pools are closed.
+Leaked pools are closed there, and everywhere where the leak has failed its test. What is only a warning changes
+nothing elsewhere: a later test may use what this one has left.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pytest_pgleak.findings import Finding
 from pytest_pgleak.kinds import TRANSACTION_LEFT_OPEN
 from pytest_pgleak.observers import Observers
 from pytest_pgleak.session_state.state import Leftover
+from pytest_pgleak.verdicts import Verdicts
 from pytest_pgleak.views import Ending, View
 
 _PATIENCE: Final = 1.0
@@ -45,24 +47,26 @@ class Healer:
         self._observers = observers
         self._may_terminate = may_terminate
 
-    def heal(self, findings: Iterable[Finding], view: View) -> list[Callable[[], Awaitable[object]]]:
+    def heal(self, verdicts: Verdicts, view: View) -> list[Callable[[], Awaitable[object]]]:
         """Undo what can be undone at once.
 
         Args:
-            findings: What was reported.
+            verdicts: What was reported.
             view: The ledger as it was judged.
 
         Returns:
             What can only be done by awaiting it, in the event loop of the test if that still runs.
         """
         later: list[Callable[[], Awaitable[object]]] = []
-        for finding in findings:
+        told = [(finding, True) for finding in verdicts.failing]
+        told += [(finding, False) for finding in (*verdicts.warning, *verdicts.known)]
+        for finding, fails in told:
             if finding.left and finding.connection is not None and self._may_terminate(finding.connection):
                 self._undo(finding.serial, finding.left)
             if finding.ending is not Ending.OPEN:
                 continue
             if finding.subject == "pool":
-                self._heal_pool(finding, view, later)
+                self._heal_pool(finding, view, later, fails)
             elif finding.prepared is not None:
                 self._roll_back(finding)
             elif finding.connection is not None:
@@ -84,9 +88,13 @@ class Healer:
             pool = finding.pool.facts
             _call(pool.library.give_back, facts.is_async, later, pool.reference(), facts.reference())
 
-    def _heal_pool(self, finding: Finding, view: View, later: list[Callable[[], Awaitable[object]]]) -> None:
+    def _heal_pool(
+        self, finding: Finding, view: View, later: list[Callable[[], Awaitable[object]]], fails: bool
+    ) -> None:
         assert finding.pool is not None
         members = [connection.facts for connection in view.connections if connection.pool == finding.serial]
+        if not fails and not (members and all(self._may_terminate(facts) for facts in members)):
+            return
         close = functools.partial(finding.pool.facts.library.close_pool, timeout=_PATIENCE)
         _call(close, finding.pool.facts.is_async, later, finding.pool.facts.reference())
         if finding.pool.facts.is_async and not _in_event_loop():

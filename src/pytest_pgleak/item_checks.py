@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -22,7 +22,8 @@ from pytest_pgleak.prepared.left import LeftPrepared
 from pytest_pgleak.process_lifetime import ProcessLifetime, opening_stack, target_of
 from pytest_pgleak.reporting import LeaksFound, entries_of_verdicts, plain
 from pytest_pgleak.settings import MarkerSettings
-from pytest_pgleak.settling import settle, settle_async
+from pytest_pgleak.settling import Findings, settle, settle_async
+from pytest_pgleak.timeouts import beside_the_timeout
 from pytest_pgleak.verdicts import Verdicts
 from pytest_pgleak.views import View
 
@@ -66,6 +67,7 @@ class ItemCheck:
         self._has_handed_over = False
         self._call_verdicts = Verdicts()
         self._teardown_verdicts = Verdicts()
+        self._wrapped: tuple[Any, Any] | None = None
         self.owner: Owner | None = None
 
     def begin_call(self) -> None:
@@ -91,14 +93,18 @@ class ItemCheck:
         """
         assert self.owner is not None
         self._failed = failed
-        if not self._judged_in_loop:
-            checkpoint = self._after_call()
-            findings = settle(self._state.judge.settling(checkpoint))
-            self._call_verdicts += self._tell((*findings, *self._over_limit()), checkpoint.view)[0]
-        self._state.budget.end()
-        self._state.ownership.pop(self.owner)
-        self._state.ownership.end(self.owner)
-        self._state.ownership.background.adopt(self.owner)
+        try:
+            if not self._judged_in_loop:
+                checkpoint = self._after_call()
+                findings = settle(self._settling(checkpoint))
+                self._call_verdicts += self._tell((*findings, *self._over_limit()), checkpoint.view)[0]
+        finally:
+            # Also after a timeout or Ctrl-C in the middle of it: what comes next is not this test's.
+            self._unwrap_coroutine_function()
+            self._state.budget.end()
+            self._state.ownership.pop(self.owner)
+            self._state.ownership.end(self.owner)
+            self._state.ownership.background.adopt(self.owner)
         return self._call_verdicts
 
     def end_teardown(self, ended: Sequence[Owner]) -> Verdicts:
@@ -121,7 +127,7 @@ class ItemCheck:
             late_commits=self._finds_late_commits,
         )
         checkpoint = Checkpoint(question, self.grace, keep=self._belongs_to_teardown)
-        findings = settle(state.judge.settling(checkpoint))
+        findings = settle(self._settling(checkpoint))
         self._teardown_verdicts += self._tell(findings, checkpoint.view)[0]
         return self._teardown_verdicts
 
@@ -136,7 +142,7 @@ class ItemCheck:
             return
         ended = frozenset({lifespan.serial})
         checkpoint = Checkpoint(Question(lifespan, ended, ended), self.grace)
-        findings = await settle_async(self._state.judge.settling(checkpoint))
+        findings = await settle_async(self._settling(checkpoint))
         verdicts, later = self._tell(findings, checkpoint.view)
         if in_call:
             self._call_verdicts += verdicts
@@ -178,13 +184,21 @@ class ItemCheck:
 
         # The item is about to run this one function once; pytest-asyncio and AnyIO both read `obj` when they do.
         self._item.obj = checked  # type: ignore[attr-defined]
-        self._item.addfinalizer(functools.partial(setattr, self._item, "obj", function))
+        self._wrapped = (function, checked)
+
+    def _unwrap_coroutine_function(self) -> None:
+        if self._wrapped is not None and getattr(self._item, "obj", None) is self._wrapped[1]:
+            self._item.obj = self._wrapped[0]  # type: ignore[attr-defined]
+        self._wrapped = None
+
+    def _settling(self, checkpoint: Checkpoint) -> Generator[float, None, Findings]:
+        return beside_the_timeout(self._state.judge.settling(checkpoint), self._item, checkpoint.grace)
 
     async def _judge_in_loop(self) -> None:
         self._judged_in_loop = True
         try:
             checkpoint = self._after_call()
-            findings = await settle_async(self._state.judge.settling(checkpoint))
+            findings = await settle_async(self._settling(checkpoint))
             verdicts, later = self._tell((*findings, *self._over_limit()), checkpoint.view)
             self._call_verdicts += verdicts
             for heal in later:
@@ -326,7 +340,7 @@ class ItemCheck:
             return verdicts, []
         if verdicts.told:
             self._item.ihook.pytest_pgleak_findings(item=self._item, findings=verdicts.told)
-        return verdicts, state.healer.heal(verdicts.all, view)
+        return verdicts, state.healer.heal(verdicts, view)
 
     def sort(self, findings: Iterable[Finding]) -> Verdicts:
         """Sort findings by what the marker and the settings say."""

@@ -1,7 +1,8 @@
 """The one mutable thing: which connections and pools this process holds, from the events that were recorded.
 
 Recording is a single ``deque.append``: it needs no lock, so it is safe from any thread and from inside the garbage
-collector. Events are folded into records when somebody looks.
+collector. Events are folded into records when somebody looks, and when something has come to its end: what is over is
+forgotten then, and a suite that counts objects or bytes finds none of ours.
 """
 
 from __future__ import annotations
@@ -64,6 +65,32 @@ class _PoolRecord:
     dropped: int = 0
 
 
+class _Turn:
+    """A lock that its thread may take again, and that can say whether somebody has it, this thread included."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._depth = 0
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        self._lock.release()
+
+    def try_alone(self) -> bool:
+        """Take it unless somebody has it; whether it was taken."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        if self._depth:
+            self._lock.release()
+            return False
+        self._depth += 1
+        return True
+
+
 class Ledger:
     """Folds events into records and shows them as a `View`.
 
@@ -84,9 +111,17 @@ class Ledger:
         self._collected_serials = itertools.count(-1, -1)
         self.prepared = PreparedBook()
         self._meter: ConnectionMeter | None = None
-        self._lock = threading.RLock()
+        self._lock = _Turn()
         self.record: Callable[[Event], None] = self._events.append
         """Record an event. Never blocks."""
+
+    def catch_up(self) -> None:
+        """Fold what was recorded, unless somebody is at it. Never waits; may be called in the middle of anything."""
+        if self._lock.try_alone():
+            try:
+                self._fold()
+            finally:
+                self._lock.__exit__()
 
     def view(self) -> View:
         """Show what is there now and has not been judged."""
@@ -341,6 +376,8 @@ class Ledger:
         record = self._connections.get(event.subject)
         if record is not None:
             record.began = None
+            if event.transaction.committed and _is_of_no_request(event.transaction):
+                return  # all is well, and it makes good for nothing that a request has lost
             holder = record.checkout or record.opened
             pool = self._pools.get(record.pool) if record.pool is not None else None
             facts = pool.facts if pool is not None else None
@@ -437,6 +474,10 @@ _FOLDS: Final[dict[EventKind, Callable[[Ledger, Event], None]]] = {
     EventKind.POOL_CLOSED: Ledger._fold_pool_closed,
     EventKind.POOL_GONE: Ledger._fold_pool_gone,
 }
+
+
+def _is_of_no_request(transaction: Transaction) -> bool:
+    return transaction.work.request is None and transaction.ended.request is None
 
 
 def _is_closed(facts: ConnectionFacts) -> bool:

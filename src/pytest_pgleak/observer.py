@@ -15,8 +15,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pytest_pgleak.activity import Backend
+from pytest_pgleak.connecting import ObserverError, UnreachableError, keep_away_if_crowded, open_first
+from pytest_pgleak.descriptors import Places
 from pytest_pgleak.hangs import lock_queries
 from pytest_pgleak.prepared import queries as prepared_queries
+
+__all__ = ["Identity", "Observer", "ObserverError"]
 
 _COLUMNS: Final = """
     pid, backend_start::text, datname, usename, application_name, client_addr::text, client_port, state,
@@ -56,7 +60,9 @@ _NUMBER: Final = """
 """
 _TERMINATE: Final = "select count(pg_terminate_backend(pid)) from unnest($1::int[]) pid"
 _WHO_AM_I: Final = """
-    select current_user, pg_has_role('pg_read_all_stats', 'usage'), inet_client_addr()::text, pg_backend_pid()
+    select current_user, pg_has_role('pg_read_all_stats', 'usage'), inet_client_addr()::text, pg_backend_pid(),
+        pg_postmaster_start_time()::text,
+        exists (select from pg_stat_activity where pid = pg_backend_pid())
 """
 
 _STATEMENTS: Final = {
@@ -73,10 +79,6 @@ _STATEMENTS: Final = {
 Rows = list[tuple[str | None, ...]]
 
 
-class ObserverError(Exception):
-    """The server cannot be observed; the message says why and what to do, without a password."""
-
-
 @dataclass(frozen=True, slots=True)
 class Identity:
     """Who the observer is on its server.
@@ -86,12 +88,14 @@ class Identity:
         sees_all: Whether the role may read other roles' rows (superuser, or member of ``pg_read_all_stats``).
         client_addr: Its own address as the server sees it; None over a Unix socket.
         pid: Its backend.
+        server_start: Since when the server has been running, as its text.
     """
 
     user: str
     sees_all: bool
     client_addr: str | None
     pid: int
+    server_start: str = ""
 
 
 class _Lock:
@@ -127,11 +131,21 @@ class Observer:
     """One prepared connection to one server; opened when first needed, opened again when it was killed.
 
     Args:
-        conninfos: Conninfo strings to try in this order: the maintenance database first, the application's own last.
+        conninfos: Conninfo strings to try in this order, the maintenance database first.
+        places: Keep it a place among the file descriptors.
+        is_guest: Whether it uses what is the application's: then it keeps away where there is no room.
     """
 
-    def __init__(self, conninfos: Sequence[str]) -> None:
+    def __init__(self, conninfos: Sequence[str], places: Places | None = None, is_guest: bool = False) -> None:
+        # Now, for a test may put a mock into `sys.modules` later on.
+        from psycopg import conninfo, pq
+
+        self._pq, self._make_conninfo = pq, conninfo.make_conninfo
         self._conninfos = tuple(conninfos)
+        self._places = places or Places()
+        self._is_guest = is_guest
+        self.failure: ObserverError | None = None
+        """Why it could not connect when it tried last."""
         self._connection: Any = None
         self._prepared: set[str] = set()
         self._process = os.getpid()
@@ -152,10 +166,33 @@ class Observer:
 
     @property
     def server(self) -> tuple[str, str]:
-        """Host and port it is connected to, as libpq says them."""
+        """Host and port it is connected to, as libpq says them.
+
+        Raises:
+            ObserverError: As `connect`.
+        """
         with self._lock:
             connection = self._connected()
             return connection.host.decode(errors="replace"), connection.port.decode(errors="replace")
+
+    def make_way(self) -> bool:
+        """Close the connection where the server is shutting down: it may wait until all of its clients have gone.
+
+        Returns:
+            Whether it was closed.
+        """
+        with self._lock:
+            if self._connection is None:
+                return False
+            try:
+                open_first(self._conninfos, self._pq).finish()
+            except UnreachableError as error:
+                if "shutting down" in str(error):
+                    self._drop_connection()
+                    return True
+            except ObserverError:
+                pass  # a pooler, since when?
+        return False
 
     def backends(self, pids: Iterable[int]) -> tuple[Backend, ...]:
         """Read the rows of some backends, with their locks.
@@ -246,13 +283,11 @@ class Observer:
         Raises:
             ObserverError: The database cannot be reached, or refuses the statement.
         """
-        from psycopg import pq
-        from psycopg.conninfo import make_conninfo
-
-        connection = _connect_first([make_conninfo(self._conninfos[-1], dbname=dbname)])
+        status = self._pq.ExecStatus
+        connection = open_first([self._make_conninfo(self._conninfos[-1], dbname=dbname)], self._pq)
         try:
             result = connection.exec_params(statement.encode(), [value.encode() for value in parameters] or None)
-            if result.status not in (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK):
+            if result.status not in (status.TUPLES_OK, status.COMMAND_OK):
                 raise ObserverError(result.error_message.decode(errors="replace").strip())
             return _rows(result)
         finally:
@@ -261,10 +296,8 @@ class Observer:
     def close(self) -> None:
         """Close the connection; `connect` would open it again."""
         with self._lock:
-            if self._connection is not None and self._process == os.getpid():
-                self._connection.finish()
-            self._connection = None
-            self._prepared.clear()
+            if self._process == os.getpid():
+                self._drop_connection()
 
     def _query(self, name: str, *parameters: bytes) -> Rows:
         for attempt in (1, 2):
@@ -279,20 +312,17 @@ class Observer:
         raise ObserverError("the server closed pgleak's own connection twice in a row")
 
     def _execute(self, connection: Any, name: str, parameters: Sequence[bytes]) -> Any:
-        from psycopg import pq
-
+        status = self._pq.ExecStatus
         if name not in self._prepared:
             prepared = connection.prepare(name.encode(), _STATEMENTS[name].encode())
-            if prepared.status != pq.ExecStatus.COMMAND_OK:
+            if prepared.status != status.COMMAND_OK:
                 return self._explain(connection, prepared)
             self._prepared.add(name)
         result = connection.exec_prepared(name.encode(), list(parameters))
-        return result if result.status == pq.ExecStatus.TUPLES_OK else self._explain(connection, result)
+        return result if result.status == status.TUPLES_OK else self._explain(connection, result)
 
     def _explain(self, connection: Any, result: Any) -> None:
-        from psycopg import pq
-
-        if connection.status == pq.ConnStatus.BAD:
+        if connection.status == self._pq.ConnStatus.BAD:
             return
         message = result.error_message.decode(errors="replace").strip()
         user = self.identity.user if self.identity else connection.user.decode(errors="replace")
@@ -304,39 +334,57 @@ class Observer:
             self._connection, self._process = None, os.getpid()
             self._prepared.clear()
         if self._connection is None:
-            self._connection = _connect_first(self._conninfos)
-            result = self._execute(self._connection, "pgleak_who", ())
+            self.failure = None
+            try:
+                with self._places.vacated():
+                    self._connect()
+            except ObserverError as error:
+                self.failure = error
+                raise
+        return self._connection
+
+    def _connect(self) -> None:
+        connection = self._open_as_guest() if self._is_guest else open_first(self._conninfos, self._pq)
+        # What the role's own settings put first must not stand before the system's views.
+        connection.exec_(b"set search_path = pg_catalog")
+        try:
+            result = self._execute(connection, "pgleak_who", ())
             if result is None:
                 raise ObserverError("the server closed pgleak's own connection at once")
-            user, sees_all, address, pid = _rows(result)[0]
-            self.identity = Identity(user or "", sees_all == "t", address, int(pid or 0))
-        return self._connection
+            user, sees_all, address, pid, server_start, is_shown = _rows(result)[0]
+            if is_shown != "t":
+                raise ObserverError("its pg_stat_activity shows no connections, as that of PGlite")
+        except ObserverError:
+            connection.finish()
+            self._prepared.clear()
+            raise
+        self._connection = connection
+        self.identity = Identity(user or "", sees_all == "t", address, int(pid or 0), server_start or "")
+
+    def _open_as_guest(self) -> Any:
+        maintenance, *others = self._conninfos
+        try:
+            connection = open_first([maintenance], self._pq)
+        except UnreachableError as error:
+            trouble = str(error)
+        else:
+            keep_away_if_crowded(connection)
+            return connection
+        # Only to know whether that was a pooler. Nobody stays in a database of the application: DROP DATABASE, and
+        # CREATE DATABASE with it as the template, need it to be empty.
+        for conninfo in others:
+            open_first([conninfo], self._pq).finish()
+        raise UnreachableError(
+            f"pgleak cannot enter the database postgres, where it is in nobody's way: {trouble}\n"
+            "  Name a role that may enter it with --pgleak-dsn (pgleak_dsn, PGLEAK_DSN)."
+        )
 
     def _drop_connection(self) -> None:
         if self._connection is not None:
             self._connection.finish()
+            self._places.returned()
         self._connection = None
         self._prepared.clear()
-
-
-def _connect_first(conninfos: Sequence[str]) -> Any:
-    from psycopg import pq
-
-    message = "no server to observe"
-    for conninfo in conninfos:
-        connection = pq.PGconn.connect(conninfo.encode())
-        if connection.status == pq.ConnStatus.OK:
-            _quieten(connection)
-            return connection
-        message = connection.error_message.decode(errors="replace").strip()
-        connection.finish()
-    raise ObserverError(message)
-
-
-def _quieten(connection: Any) -> None:
-    # A stuck server must not hang the suite (PostgreSQL manual, section 20.11); notices are nobody's business here.
-    connection.notice_handler = None
-    connection.exec_(b"set statement_timeout = '5s'; set client_min_messages = error; set jit = off")
 
 
 def _refused(user: str, message: str) -> str:

@@ -9,62 +9,29 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from pytest_pgleak.activity import NOTHING_KNOWN, Activity, Backend, Relations
+from pytest_pgleak.connecting import ObserverError
 from pytest_pgleak.events import ConnectionFacts
-from pytest_pgleak.observer import Observer, ObserverError
+from pytest_pgleak.known_servers import OBSERVER_NAME, KnownServers, Server
+from pytest_pgleak.observer import Observer
 
-Server = tuple[str, str]
-"""Host and port, as libpq says them of an open connection."""
+__all__ = ["OBSERVER_NAME", "Observers", "Server", "Watched"]
 
 Watched = dict[Server, dict[str, int]]
 """How many connections this process has open, by server and database."""
 
 
 class Observers:
-    """Finds the observer for a connection, and asks all of them at a checkpoint."""
+    """Finds the observer for a connection, and asks all of them at a checkpoint.
 
-    def __init__(self) -> None:
+    Args:
+        servers: The servers, each with its observer.
+    """
+
+    def __init__(self, servers: KnownServers) -> None:
         self._process = os.getpid()
-        self._by_server: dict[Server, Observer] = {}
-        self._servers: dict[str, Server] = {}
-        self._told: set[Server] = set()
-        self._blind: dict[Server, str] = {}
+        self.servers = servers
         self._before: dict[Server, frozenset[tuple[int, str | None]]] = {}
         self._has_transaction_ids: dict[Server, bool] = {}
-
-    @property
-    def complaints(self) -> tuple[str, ...]:
-        """Why some servers cannot be observed, one sentence each."""
-        return tuple(self._blind.values())
-
-    def add_configured(self, dsn: str) -> None:
-        """Observe the server of the settings.
-
-        Args:
-            dsn: libpq conninfo or URI.
-
-        Raises:
-            ObserverError: It cannot be observed.
-        """
-        observer = Observer(_conninfos(_parse(dsn)))
-        server = self._servers[dsn] = observer.server
-        if (earlier := self._by_server.get(server)) is not None:
-            earlier.close()
-        self._by_server[server] = observer
-        self._blind.pop(server, None)
-
-    def server_of(self, dsn: str) -> Server:
-        """Return host and port of a server that was added."""
-        return self._servers[dsn]
-
-    def learn(self, facts: ConnectionFacts, connection: Any) -> None:
-        """Take note of the server that the application has connected to; its password stays inside the observer."""
-        if facts.server not in self._by_server and facts.backend_pid:
-            parameters = facts.library.parameters(connection)
-            if "," in parameters.get("host", ""):
-                # One of several hosts answered: the observer must ask that one.
-                parameters.pop("hostaddr", None)
-                parameters |= dict(zip(("host", "port"), facts.server, strict=True))
-            self._by_server.setdefault(facts.server, Observer(_conninfos(parameters)))
 
     def seeing(self, connections: Iterable[ConnectionFacts]) -> dict[Server, Observer]:
         """Return the observers that can see, by server. May be called from any thread.
@@ -73,10 +40,15 @@ class Observers:
             connections: Open connections, whose servers are to be among them.
         """
         for facts in connections:
-            if facts.server not in self._by_server and (living := facts.reference()) is not None:
+            if facts.server not in self.servers and (living := facts.reference()) is not None:
                 with contextlib.suppress(Exception):  # another thread may be closing it
-                    self.learn(facts, living)
-        return {server: seer for server, seer in list(self._by_server.items()) if server not in self._blind}
+                    self.servers.learn(facts, living)
+        return self.servers.seeing
+
+    def opened(self, facts: ConnectionFacts, connection: Any) -> None:
+        """Take note of a connection that the application has opened."""
+        if facts.server not in self.servers and self._process == os.getpid():
+            self.servers.learn(facts, connection)
 
     def witness(self, facts: ConnectionFacts, connection: Any, wait: bool = False) -> Backend | None:
         """Look at what the transaction of a connection has written, as long as it is open.
@@ -86,12 +58,17 @@ class Observers:
             connection: The connection.
             wait: Whether to wait for another thread's look; not inside a finalizer.
         """
-        if sys.is_finalizing() or facts.server in self._blind or not facts.backend_pid:
+        if sys.is_finalizing() or not facts.backend_pid:
             return None
         if self._process != os.getpid():
             return None  # a forked child: what it drops is its parent's, and still in use there
-        self.learn(facts, connection)
-        return self._by_server[facts.server].row_now(facts.backend_pid, wait)
+        self.servers.learn(facts, connection, may_ask=wait)
+        if (observer := self.servers.observer(facts.server)) is None:
+            return None
+        row = observer.row_now(facts.backend_pid, wait)
+        if row is None and observer.failure is not None:
+            self.servers.give_up(facts.server, observer.failure)
+        return row
 
     def begin(self, watched: Watched, known_pids: Callable[[], frozenset[int]]) -> None:
         """Remember which backends nobody here has opened, before a test starts.
@@ -121,7 +98,8 @@ class Observers:
             if (before := self._before.get(server)) is not None:
                 rows = self._unexplained(server, databases, known_pids, len(before)) or ()
                 new.extend(row for row in rows if row.identity not in before)
-        return tuple(new)
+        # A pooler opens connections when it likes to, and nobody can tell for whom.
+        return () if self.servers.has_poolers else tuple(new)
 
     def may_have_prepared(self, server: Server) -> bool:
         """Tell whether there may be prepared transactions, by the last quick look of `begin` or `new_backends`."""
@@ -136,25 +114,17 @@ class Observers:
             roles: Server and user name of the connections that the application has opened.
         """
         for server, user in roles:
-            observer = self._by_server.get(server)
+            observer = self.servers.observer(server)
             identity = observer.identity if observer is not None else None
             if identity is not None and not identity.sees_all and identity.user != user:
-                self._blind.setdefault(server, _may_not_see(identity.user, user))
-
-    def take_misconfiguration(self) -> str | None:
-        """Return, once, why the server that the user configured cannot be observed."""
-        for server in self._servers.values():
-            if server in self._blind and server not in self._told:
-                self._told.add(server)
-                return self._blind[server]
-        return None
+                self.servers.give_up(server, _may_not_see(identity.user, user))
 
     def look(self, connections: Iterable[ConnectionFacts], new: tuple[Backend, ...] = ()) -> Activity:
         """Read the rows of some connections."""
         wanted: dict[Server, list[int]] = {}
         for facts in connections:
             if (living := facts.reference()) is not None:
-                self.learn(facts, living)
+                self.servers.learn(facts, living)
             if facts.backend_pid:
                 wanted.setdefault(facts.server, []).append(facts.backend_pid)
         rows: list[Backend] = []
@@ -170,8 +140,8 @@ class Observers:
         written = tuple(written)
         relations = {oid for backend in written for oid in backend.written}
         schemas = frozenset(oid for backend in written for oid in backend.schemas)
-        observer = self._by_server.get(facts.server)
-        if observer is None or facts.server in self._blind:
+        observer = self.servers.observer(facts.server)
+        if observer is None:
             return Relations(schemas=schemas)
         try:
             rows = observer.visit(facts.dbname, _RELATIONS, _oids(relations), _oids(schemas))
@@ -184,24 +154,18 @@ class Observers:
     def terminate(self, facts: Iterable[ConnectionFacts]) -> None:
         """End the backends of some connections."""
         for connection in facts:
-            observer = self._by_server.get(connection.server)
-            if observer is not None and connection.server not in self._blind and connection.backend_pid:
+            observer = self.servers.observer(connection.server)
+            if observer is not None and connection.backend_pid:
                 try:
                     observer.terminate([connection.backend_pid])
                 except ObserverError as error:
-                    self._blind[connection.server] = str(error)
-
-    def close(self) -> None:
-        """Close all observers."""
-        for observer in self._by_server.values():
-            observer.close()
+                    self.servers.give_up(connection.server, error)
 
     def _unexplained(
         self, server: Server, databases: dict[str, int], known_pids: Callable[[], frozenset[int]], expected: int
     ) -> tuple[Backend, ...] | None:
         """Read the backends that this process has not opened; None where the quick look says: as before."""
-        observer = self._by_server.get(server)
-        if observer is None or server in self._blind:
+        if (observer := self.servers.observer(server)) is None:
             return ()
         try:
             number, self._has_transaction_ids[server] = observer.count(databases)
@@ -210,19 +174,18 @@ class Observers:
             known, own_address = known_pids(), observer.connect().client_addr
             rows = observer.client_backends(databases)
         except ObserverError as error:
-            self._blind[server] = str(error)
+            self.servers.give_up(server, error)
             return ()
         # Others on a shared server come from other machines; what comes from this one may be a subprocess of the test.
         return tuple(row for row in rows if row.pid not in known and row.client_addr == own_address)
 
     def _ask(self, server: Server, pids: list[int]) -> tuple[Backend, ...] | None:
-        observer = self._by_server.get(server)
-        if observer is None or server in self._blind:
+        if (observer := self.servers.observer(server)) is None:
             return None
         try:
             rows = observer.backends(pids)
         except ObserverError as error:
-            self._blind[server] = str(error)
+            self.servers.give_up(server, error)
             return None
         self._complain_of_hidden_rows(server, observer, rows)
         return rows
@@ -232,7 +195,7 @@ class Observers:
         identity = observer.identity
         if hidden is None or identity is None:
             return
-        self._blind[server] = _may_not_see(identity.user, hidden.usename)
+        self.servers.give_up(server, _may_not_see(identity.user, hidden.usename))
 
 
 _RELATIONS: Final = """
@@ -241,25 +204,10 @@ _RELATIONS: Final = """
     union all
     select oid::text, nspname, 'n' from pg_catalog.pg_namespace where oid = any($2::oid[]) and nspname !~ '^pg_temp_'
 """
-_NOT_FOR_THE_OBSERVER: Final = frozenset(
-    (
-        "options",
-        "application_name",
-        "fallback_application_name",
-        "client_encoding",
-        "target_session_attrs",
-        "replication",
-        "dbname",
-    )
-)
 
 
 def _oids(oids: Iterable[int]) -> str:
     return "{" + ",".join(str(oid) for oid in oids) + "}"
-
-
-OBSERVER_NAME: Final = "pgleak observer"
-"""``application_name`` of pgleak's own connections."""
 
 
 def _may_not_see(user: str, other: str | None) -> str:
@@ -268,19 +216,3 @@ def _may_not_see(user: str, other: str | None) -> str:
         f"  Let it look: GRANT pg_monitor TO {user};\n"
         "  or give pgleak another role with --pgleak-dsn (pgleak_dsn, PGLEAK_DSN)."
     )
-
-
-def _parse(dsn: str) -> dict[str, str]:
-    from psycopg.conninfo import conninfo_to_dict
-
-    return {key: str(value) for key, value in conninfo_to_dict(dsn).items() if value is not None}
-
-
-def _conninfos(parameters: dict[str, str]) -> list[str]:
-    from psycopg.conninfo import make_conninfo
-
-    own = {key: value for key, value in parameters.items() if key not in _NOT_FOR_THE_OBSERVER}
-    own |= {"application_name": OBSERVER_NAME, "client_encoding": "UTF8"}
-    own.setdefault("connect_timeout", "5")
-    candidates = ["postgres", parameters.get("dbname", "")]
-    return [make_conninfo(**(own | ({"dbname": name} if name else {}))) for name in dict.fromkeys(candidates)]

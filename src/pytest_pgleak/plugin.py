@@ -224,6 +224,22 @@ def pytest_runtest_makereport(
     return report
 
 
+@pytest.hookimpl(tryfirst=True, optionalhook=True)
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> None:
+    if item.config.stash.get(_SESSION, None) is not None:
+        from pytest_pgleak.timeouts import timer_set
+
+        timer_set(item, settings)
+
+
+@pytest.hookimpl(tryfirst=True, optionalhook=True)
+def pytest_timeout_cancel_timer(item: pytest.Item) -> None:
+    if item.config.stash.get(_SESSION, None) is not None:
+        from pytest_pgleak.timeouts import timer_cancelled
+
+        timer_cancelled(item)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_pgleak_server(config: pytest.Config) -> Any:
     from pytest_pgleak.postgres import start_server

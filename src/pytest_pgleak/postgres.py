@@ -81,7 +81,7 @@ def obtain_server(state: State) -> Postgres:
     try:
         supplied = state.config.hook.pytest_pgleak_server(config=state.config)
         server = _as_postgres(supplied)
-        state.observers.add_configured(server.dsn)
+        state.observers.servers.add_configured(server.dsn)
     except ServerError as error:
         trouble = str(error)
     except ObserverError as error:
@@ -152,10 +152,10 @@ def _fail(fixturename: str, trouble: str) -> None:
 
 def _remember(state: State, server: Postgres, name: str) -> None:
     state.own_databases.add(name)
-    state.watched_databases.add((state.observers.server_of(server.dsn), name))
+    state.watched_databases.add((state.observers.servers.server_of(server.dsn), name))
 
 
 def _drop(state: State, server: Postgres, name: str) -> None:
     state.own_databases.discard(name)
-    state.watched_databases.discard((state.observers.server_of(server.dsn), name))
+    state.watched_databases.discard((state.observers.servers.server_of(server.dsn), name))
     drop_database(server.dsn, name)

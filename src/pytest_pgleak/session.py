@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,7 +37,7 @@ class Session:
 
     def __init__(self, config: pytest.Config) -> None:
         self.state = State(config)
-        self.fixtures = FixtureOwners(self.state.ownership)
+        self.fixtures = FixtureOwners(self.state.ownership, self.state.observers.servers.tick, self._release)
         self.hangs = Hangs(self.state, self.fixtures)
         self._config = config
         self._checked = 0
@@ -54,7 +54,10 @@ class Session:
         if not self._checked:
             return []
         mode = "" if self.state.settings.mode == "fail" else f" (mode {self.state.settings.mode})"
-        return [f"pgleak: {self._checked} of {len(items)} tests checked{mode}; server: {self._server()}"]
+        lines = [f"pgleak: {self._checked} of {len(items)} tests checked{mode}; server: {self._server()}"]
+        if (pooler := self._pooler()) is not None:
+            lines.append(f"pgleak: the ledger judges alone: {pooler}")
+        return lines
 
     def begin_item(self, item: pytest.Item, is_selected: bool) -> None:
         """A test starts. Fails it where its marker cannot be meant."""
@@ -62,6 +65,7 @@ class Session:
         self.fixtures.watching = False
         is_checked = is_selected and self.state.settings.mode != "off"
         if is_checked:
+            self.state.places.reserve()
             self.hangs.start()
         self.hangs.enter(item.nodeid, "setup")
         if not is_checked:
@@ -181,9 +185,9 @@ class Session:
         return entries_of_verdicts(verdicts, "", state.config.rootpath)
 
     def _note_complaints(self) -> None:
-        for complaint in self.state.observers.complaints:
+        for complaint in self.state.observers.servers.complaints:
             self.state.missed = "a server could not be observed"
-            self.state.note(f"the server could not be observed, the ledger judged alone: {complaint}")
+            self.state.note(f"the ledger judged alone for {complaint}")
         if self._checked:
             for rule in self.state.verdict.unused_rules:
                 self.state.note(f"pgleak_ignore: no finding matched `{rule.text}`: remove the line if it is fixed")
@@ -199,7 +203,9 @@ class Session:
 
     def _conclude(self, item: pytest.Item, check: ItemCheck, verdicts: Verdicts, failed: bool) -> None:
         __tracebackhide__ = True
-        trouble = self.state.observers.take_misconfiguration()
+        # Where nothing fails, the end of the run says so.
+        fails = self.state.settings.mode == "fail"
+        trouble = self.state.observers.servers.take_misconfiguration() if fails else None
         if trouble is not None:
             trouble = f"pgleak cannot watch the server of {self.state.settings.dsn_option}: {trouble}"
         if verdicts.all:
@@ -229,6 +235,12 @@ class Session:
         except Exception:  # noqa: BLE001 - a fault of the plugin is reported as one, it is no failure of the test
             self.state.fault(f"the check of {item.nodeid}")
             return None
+
+    def _release(self, since: int) -> None:
+        try:
+            self.state.observers.servers.release(since)
+        except Exception:  # noqa: BLE001 - it must not get in the way of the user's teardown
+            self.state.fault("the teardown of a fixture")
 
     def _run(self, callbacks: list[Callable[[], None]]) -> None:
         while callbacks:
@@ -264,3 +276,14 @@ class Session:
             return server_plan(self.state.settings).description
         except ServerError:
             return "none could be found (see the errors)"
+
+    def _pooler(self) -> str | None:
+        """Find out whether a pooler stands before the server of the settings, as far as that is known by now."""
+        dsn, servers = self.state.settings.dsn, self.state.observers.servers
+        if not self._needs_server or dsn is None or self.state.settings.server not in ("auto", "dsn"):
+            return None
+        # Whatever else is wrong with it, the fixture will say.
+        with suppress(Exception):
+            servers.add_configured(dsn)
+        reason = servers.pooler_of(dsn)
+        return None if reason is None else " ".join(reason.split())

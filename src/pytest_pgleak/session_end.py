@@ -39,11 +39,23 @@ class SessionEnd:
         self._entries: list[dict[str, Any]] = []
         self._notes: list[str] = []
         self._written: list[str] = []
+        self._discarded: set[str] = set()
+        self._of_attempt: dict[str, list[dict[str, Any]]] = {}
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take what a report brings with it."""
-        self._entries.extend(getattr(report, "pgleak", ()))
+        if report.outcome == "rerun":  # type: ignore[comparison-overlap]  # pytest-rerunfailures' word
+            self._discarded.add(report.nodeid)
+        self._of_attempt.setdefault(report.nodeid, []).extend(getattr(report, "pgleak", ()))
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        """An attempt that is made again counts for nothing; each has a finish of its own."""
+        found = self._of_attempt.pop(nodeid, [])
+        if nodeid not in self._discarded:
+            self._entries.extend(found)
+        self._discarded.discard(nodeid)
 
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> Generator[None, object, object]:
@@ -62,6 +74,9 @@ class SessionEnd:
             output["pgleak"] = found | (self._baseline.of_worker() if self._baseline is not None else {})
             return
         self._take(found)
+        for of_crashed in self._of_attempt.values():  # their worker crashed before it could finish them
+            self._entries.extend(of_crashed)
+        self._of_attempt.clear()
         if self._baseline is not None:
             self._notes.extend(self._baseline.finish(session, self._entries, self._missed))
         if self._reports:

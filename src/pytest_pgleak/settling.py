@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import gc
 import itertools
-import time
 from collections.abc import Callable, Generator
 from typing import Final
 
+from pytest_pgleak.clock import Clock, pause
 from pytest_pgleak.findings import Finding
 
 Findings = tuple[Finding, ...]
@@ -32,6 +32,7 @@ def settling(
     grace: float,
     is_busy: Callable[[], bool] = lambda: False,
     is_connecting: Callable[[], bool] = lambda: False,
+    may_collect: Callable[[], bool] = gc.isenabled,
 ) -> Generator[float, None, Findings]:
     """Yield the pauses to make between looks; return what was still there in the end.
 
@@ -43,6 +44,7 @@ def settling(
         is_busy: Tells whether something that the test has begun is still at work. A task may be just about to open
             the connection that it will keep, so a clean first look is not the last one then.
         is_connecting: Tells whether a connection is being opened at this moment.
+        may_collect: Tells whether the garbage collector may be run.
 
     Yields:
         Seconds to wait.
@@ -50,10 +52,10 @@ def settling(
     Returns:
         The findings that did not go away.
     """
-    start_at = time.monotonic()
+    start_at = Clock.monotonic()
 
     def may_open_more(looks: int) -> bool:
-        return time.monotonic() - start_at < grace and (is_connecting() or (looks < _BUSY_LOOKS and is_busy()))
+        return Clock.monotonic() - start_at < grace and (is_connecting() or (looks < _BUSY_LOOKS and is_busy()))
 
     # Asked before each look: what was opened by then, the look sees.
     more = may_open_more(0)
@@ -64,19 +66,19 @@ def settling(
         yield _BUSY_PAUSE
         more = may_open_more(looks)
         findings = look()
-    pause = _FIRST_PAUSE
-    give_up_at = time.monotonic() + grace
+    seconds = _FIRST_PAUSE
+    give_up_at = Clock.monotonic() + grace
     for number in range(_MOST_LOOKS):
         # The backend of a connection that is being opened comes and goes as one that nobody knows.
         if not any(finding.can_heal for finding in findings) and (findings or not more):
             break
-        if number == _COLLECT_AFTER:
+        if number == _COLLECT_AFTER and may_collect():
             gc.collect()
-        elif (left := give_up_at - time.monotonic()) <= 0:
+        elif (left := give_up_at - Clock.monotonic()) <= 0:
             break
         else:
-            yield min(pause, left)
-            pause = min(pause * 2, _LONGEST_PAUSE)
+            yield min(seconds, left)
+            seconds = min(seconds * 2, _LONGEST_PAUSE)
         more = may_open_more(number)
         findings = look()
     return findings
@@ -86,21 +88,19 @@ def settle(pauses: Generator[float, None, Findings]) -> Findings:
     """Drive `settling` outside of an event loop."""
     while True:
         try:
-            pause = next(pauses)
+            seconds = next(pauses)
         except StopIteration as done:
             findings: Findings = done.value
             return findings
-        time.sleep(pause)
+        Clock.sleep(seconds)
 
 
 async def settle_async(pauses: Generator[float, None, Findings]) -> Findings:
     """Drive `settling` inside the event loop of the test, so that its tasks can finish meanwhile."""
-    import anyio
-
     while True:
         try:
-            pause = next(pauses)
+            seconds = next(pauses)
         except StopIteration as done:
             findings: Findings = done.value
             return findings
-        await anyio.sleep(pause)
+        await pause(seconds)

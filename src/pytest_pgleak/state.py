@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import sys
 import traceback
@@ -17,10 +18,12 @@ from pytest_pgleak.asgi import AsgiTracking
 from pytest_pgleak.background import Background
 from pytest_pgleak.budget.budget import Budget
 from pytest_pgleak.checkpoints import Judge
+from pytest_pgleak.descriptors import Places
 from pytest_pgleak.events import ConnectionFacts
 from pytest_pgleak.hangs.slot_notes import SlotNotes
 from pytest_pgleak.healing import Healer
 from pytest_pgleak.kinds import SESSION_STATE
+from pytest_pgleak.known_servers import KnownServers
 from pytest_pgleak.ledger import Ledger
 from pytest_pgleak.observers import Observers
 from pytest_pgleak.ownership import Ownership
@@ -56,10 +59,14 @@ class State:
         self.loops = EventLoops()
         self.ownership = Ownership(Background(self.loops))
         self.ledger = Ledger()
-        self.observers = Observers()
-        self.tracker = Tracker(self.ledger.record, self.ownership, self._witness, lambda: self.checking, self.fault)
+        self.places = Places()
+        self.observers = Observers(KnownServers(self.places, self._dsn_of_settings))
+        self.tracker = Tracker(
+            self.ledger.record, self.ownership, self._witness, lambda: self.checking, self.fault, self.ledger.catch_up
+        )
         self.slot_notes = SlotNotes(self.ledger, self.observers, lambda: self.ownership.active.nodeid, config.rootpath)
         self.tracker.slots = self.slot_notes
+        self.tracker.observers = self.observers
         self.sessions = self.tracker.sessions = SessionTracking(self._judges_sessions, psycopg_internals, self.fault)
         self.requests = itertools.count(1)
         self.asgi = AsgiTracking(self.ownership, lambda: next(self.requests), self.loops, self._lifespan_ended)
@@ -72,6 +79,7 @@ class State:
             self.loops,
             lambda: self.tracker.is_connecting or self.sessions.is_returning,
             lambda: self.watched_databases,
+            self._may_collect,
             prepared,
             self.sessions,
             self._may_be_ours,
@@ -132,7 +140,10 @@ class State:
             patch.off()
         self._patches.clear()
         self.budget.end()
-        self.observers.close()
+        # Somebody may have put a wrapper of ours aside, and put it back after this.
+        self.tracker.stop()
+        self.observers.servers.close()
+        self.places.close()
 
     def _patch(self, make: Callable[[], Switch], module: ModuleType) -> None:
         try:
@@ -158,6 +169,17 @@ class State:
                 await self.current_check.judge_lifespan(lifespan)
             except Exception:  # noqa: BLE001 - a fault of the plugin must not fail the application's shutdown
                 self.fault("the check of a lifespan")
+
+    def _dsn_of_settings(self) -> tuple[str, str] | None:
+        settings = self.settings
+        if settings.dsn is None or settings.server not in ("auto", "dsn"):
+            return None
+        return settings.dsn, settings.dsn_option
+
+    def _may_collect(self) -> bool:
+        # What is collected may warn, and with `filterwarnings = error` that fails the test that happens to run. Where
+        # a finding fails it anyway, that is fair; a warning must not.
+        return gc.isenabled() and self.settings.mode == "fail"
 
     def _judges_sessions(self) -> bool:
         return self.checking and self.settings.level(SESSION_STATE) != "off"

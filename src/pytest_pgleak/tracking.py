@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import sys
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_pgleak.activity import Backend
 from pytest_pgleak.awaiters import awaiter
+from pytest_pgleak.clock import Clock
 from pytest_pgleak.events import ConnectionFacts, Event, EventKind, Moment, PoolFacts
 from pytest_pgleak.frames import capture
 from pytest_pgleak.nesting import is_same_flow
@@ -26,6 +26,7 @@ from pytest_pgleak.transactions import How
 
 if TYPE_CHECKING:
     from pytest_pgleak.hangs.slot_notes import SlotNotes
+    from pytest_pgleak.observers import Observers
     from pytest_pgleak.session_state.tracking import SessionTracking
 
 _INSIDE = 4
@@ -45,6 +46,14 @@ def _never_raises(method: Callable[..., None]) -> Callable[..., None]:
     return guarded
 
 
+def _forget(_: object) -> None:
+    pass
+
+
+def _never() -> bool:
+    return False
+
+
 class Tracker:
     """Turns what the patched libraries tell it into events. Holds no strong reference to what it is told about.
 
@@ -55,6 +64,7 @@ class Tracker:
             for another thread's look, which a finalizer must not.
         is_checking: Tells whether a test is being checked: only then transactions are followed.
         fault: Takes note, inside an ``except`` block, of a fault of the plugin; the argument says where.
+        catch_up: Called when something has come to its end. It never waits.
     """
 
     def __init__(
@@ -64,8 +74,10 @@ class Tracker:
         witness: Callable[[ConnectionFacts, Any, bool], Backend | None],
         is_checking: Callable[[], bool],
         fault: Callable[[str], None],
+        catch_up: Callable[[], None] = lambda: None,
     ) -> None:
         self.fault = fault
+        self._catch_up = catch_up
         self._record = record
         self._ownership = ownership
         self._witness = witness
@@ -83,6 +95,8 @@ class Tracker:
         """Explains why there is no connection left."""
         self.sessions: SessionTracking | None = None
         """Knows what was left in the sessions of pooled connections."""
+        self.observers: Observers | None = None
+        """Know the servers."""
         self._out: dict[int, tuple[int, Moment]] = {}
         self._closes_instead: set[int] = set()
         self._lending: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -110,6 +124,13 @@ class Tracker:
         self._record(Event(EventKind.CONNECTION_OPENED, serial, self._moment(), pool=pool_serial, connection=known))
         if self.sessions is not None and pool is not None and pool in self._lending:
             self.sessions.opened(serial, known)
+        if self.observers is not None and self.is_checking():
+            self.observers.opened(known, connection)
+
+    def stop(self) -> None:
+        """Tell nobody of anything any more."""
+        self._record = self._transactions.record = _forget
+        self.is_checking = _never
 
     def knows(self, connection: Any) -> bool:
         """Tell whether a connection was seen when it opened."""
@@ -139,6 +160,7 @@ class Tracker:
             serial, _ = self._dying.get(id(connection), (None, None))
         if serial is not None:
             self._record(Event(EventKind.CONNECTION_CLOSED, serial))
+            self._catch_up()
 
     @_never_raises
     def connection_finalizing(
@@ -233,6 +255,8 @@ class Tracker:
                 self.sessions.statement(serial, operation.statement, operation.parameters, self._moment)
             if operation.gids and error is None and statuses[0] != "INERROR":  # a failed one is only rolled back
                 self._prepared(serial, connection, operation.gids)
+            if statuses[1] == "IDLE" != statuses[0]:
+                self._catch_up()
 
     @_never_raises
     def transaction_ending(self, connection: Any, status: str, how: How) -> None:
@@ -254,6 +278,7 @@ class Tracker:
             self._record(Event(EventKind.RETURNED, serial))
             if self.sessions is not None:
                 self.sessions.returned(serial)
+            self._catch_up()
 
     @_never_raises
     def checkout_collected(self, connection: Any) -> None:
@@ -356,7 +381,7 @@ class Tracker:
         if (waiting := awaiter()) is not None:
             stack += waiting.stack
         return Moment(
-            time.monotonic(),
+            Clock.monotonic(),
             self._ownership.current,
             stack,
             self._ownership.request,

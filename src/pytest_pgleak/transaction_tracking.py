@@ -100,7 +100,7 @@ class TransactionTracking:
         moment: Callable[[], Moment],
         look: Callable[[ConnectionFacts, Any], Backend | None],
     ) -> None:
-        self._record = record
+        self.record = record
         self._moment = moment
         self._look = look
         self._serials = itertools.count(1)
@@ -173,7 +173,7 @@ class TransactionTracking:
             self._open[serial].failed_by = type(error).__name__ if error else None
             # What somebody further out is handling has nothing to do with how it will end.
             self._open[serial].handled = id(error.__context__ if error else sys.exc_info()[1])
-            self._record(Event(EventKind.TRANSACTION_BEGAN, serial, moment))
+            self.record(Event(EventKind.TRANSACTION_BEGAN, serial, moment))
 
     def ending(self, serial: int, facts: ConnectionFacts, connection: Any, status: str, how: How) -> None:
         """A connection is about to be closed or given back, whatever its transaction.
@@ -261,7 +261,7 @@ class TransactionTracking:
         if how is not How.COMMIT and moment.request is not None:
             moment.request.rolled_back = True
         cause = _being_handled(transaction) if error is None else None
-        self._record(
+        self.record(
             Event(
                 EventKind.TRANSACTION_ENDED,
                 serial,

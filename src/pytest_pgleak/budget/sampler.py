@@ -6,11 +6,14 @@ import contextlib
 import os
 import sys
 import threading
-import time
 import warnings
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
+
+from pytest_pgleak.clock import Clock
+from pytest_pgleak.own_thread import OwnThread
 
 _PAUSE: Final = 0.003
 """Seconds between two steps: what connects at all is there for longer."""
@@ -37,7 +40,7 @@ class Sampler:
     def __init__(self, step: Callable[[], None], fault: Callable[[str], None]) -> None:
         self._step = step
         self._fault = fault
-        self._thread: threading.Thread | None = None
+        self._thread: OwnThread | None = None
         self._over = threading.Event()
         self._knows_forks = False
         self._is_forking = False
@@ -74,7 +77,7 @@ class Sampler:
 
     def _run(self) -> None:
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._go_on, args=(self._over,), name="pgleak sampler", daemon=True)
+        self._thread = OwnThread(partial(self._go_on, self._over))
         self._thread.start()
 
     def _pause(self) -> None:
@@ -86,13 +89,13 @@ class Sampler:
     def _go_on(self, over: threading.Event) -> None:
         pause = 0.0
         while not over.wait(pause):
-            started_at = time.monotonic()
+            started_at = Clock.monotonic()
             try:
                 self._step()
             except Exception:  # noqa: BLE001 - a fault of the plugin is reported as one
                 self._fault("counting connections")
                 return
-            pause = min(max(_PAUSE, (time.monotonic() - started_at) / _SHARE), _LONGEST_PAUSE)
+            pause = min(max(_PAUSE, (Clock.monotonic() - started_at) / _SHARE), _LONGEST_PAUSE)
 
 
 def _register(sampler: weakref.ref[Sampler]) -> None:

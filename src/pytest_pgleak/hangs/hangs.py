@@ -69,15 +69,15 @@ class Hangs:
             The notes that no error carries: the application has caught it, and the test may fail of something else.
         """
         left = []
-        for text, note in self._state.slot_notes.take():
+        for noted in self._state.slot_notes.take():
             errors = list(chain(call.excinfo.value)) if call.excinfo is not None else []
-            if any(note in getattr(error, "__notes__", ()) for error in errors):
-                continue
-            successor = next((error for error in errors if text in str(error) and not has_note(error)), None)
-            if successor is not None:
-                successor.add_note(note)
+            raised = noted.error()
+            successors = (error for error in errors if noted.text in str(error) and not has_note(error))
+            target = raised if any(error is raised for error in errors) else next(successors, None)
+            if target is not None:
+                target.add_note(noted.note)
             elif errors:
-                left.append(note)
+                left.append(noted.note)
         return left
 
     def sections(self, item: pytest.Item, notes: list[str]) -> list[tuple[str, str]]:

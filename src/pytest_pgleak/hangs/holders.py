@@ -50,7 +50,7 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """What pytest is doing. Times are ``time.monotonic()``.
+    """What pytest is doing. Times are ``Clock.monotonic()``.
 
     Attributes:
         nodeid: pytest's ``nodeid`` of the test.
@@ -98,7 +98,7 @@ class Present:
         Args:
             holder: The connection.
             transaction_age: Seconds since its transaction began, by the server's clock; None where it has none.
-            now: ``time.monotonic()``.
+            now: ``Clock.monotonic()``.
         """
         if not self.is_over(holder.held):
             return False

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from pytest_pgleak.clock import Clock
 from pytest_pgleak.hangs.blocking import Blocked, Blocker, message
 from pytest_pgleak.hangs.holders import Holder, Phase, Present
 from pytest_pgleak.hangs.lock_queries import (
@@ -64,6 +64,8 @@ class LockWatch:
         present = Present(phase, self._living())
         for server, observer in self._state.observers.seeing(holder.facts for holder in holders).items():
             own = {holder.facts.backend_pid: holder for holder in holders if holder.facts.server == server}
+            if observer.make_way():
+                continue
             try:
                 observer.connect()
             except ObserverError:
@@ -93,7 +95,7 @@ class LockWatch:
         pids = [pid for pid in wait.blocked_by if pid]
         rows = {row.pid: row for row in sight.observer.backends(pids)}
         facts = blocker_facts(sight.observer, pids)
-        now = time.monotonic()
+        now = Clock.monotonic()
         blockers = []
         for pid in pids:
             known, holder, row = facts.get(pid, BlockerFacts()), sight.own.get(pid), rows.get(pid)

@@ -1,18 +1,20 @@
-"""Puts a note on an error that says there is no connection left: who holds them.
+"""Writes a note on an error that says there is no connection left: who holds them.
 
-At the moment of raising, for only then it is known: when pytest shows the error, everything has been given back.
+At the moment of raising, for only then it is known: when pytest shows the error, everything has been given back. It is
+put on the error only when pytest is about to show it: a test may catch the error and compare its text.
 """
 
 from __future__ import annotations
 
 import functools
-import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from pytest_pgleak.activity import Backend
+from pytest_pgleak.clock import Clock
 from pytest_pgleak.events import PoolFacts
 from pytest_pgleak.frames import origin
 from pytest_pgleak.hangs import lock_queries
@@ -47,6 +49,21 @@ class Target:
     dbname: str
 
 
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """An error and the note for it.
+
+    Attributes:
+        error: Returns the error as long as somebody else holds it.
+        text: The error's own text.
+        note: The note.
+    """
+
+    error: Callable[[], BaseException | None]
+    text: str
+    note: str
+
+
 class SlotNotes:
     """Writes the notes, and keeps them until the test has been reported.
 
@@ -63,7 +80,7 @@ class SlotNotes:
         self._nodeid = nodeid
         self._root = root
         self._troubles: dict[int, str] = {}
-        self._written: list[tuple[str, str]] = []
+        self._written: list[Noted] = []
 
     def pool_starved(self, pool: Any, serial: int, error: BaseException) -> None:
         """A pool had nothing to give; or what it tried to open was refused.
@@ -101,16 +118,15 @@ class SlotNotes:
         if is_full(str(error)):
             self._put(error, self._crowd(_target_of(error)))
 
-    def take(self) -> list[tuple[str, str]]:
-        """Return, once, the errors that were given a note since the last call, each with its note."""
+    def take(self) -> list[Noted]:
+        """Return, once, the errors that there is a note for since the last call."""
         written, self._written = self._written, []
         return written
 
     def _put(self, error: BaseException, text: str) -> None:
-        if has_note(error):
+        if any(noted.error() is error for noted in self._written):
             return
-        error.add_note(text)
-        self._written = [*self._written[1 - _MOST_NOTES :], (str(error), text)]
+        self._written = [*self._written[1 - _MOST_NOTES :], Noted(_weakly(error), str(error), text)]
 
     def _pool_slots(self, serial: int) -> list[Slot]:
         holders = [holder for holder in self._ledger.holders() if holder.pool == serial and holder.checkout is not None]
@@ -125,7 +141,7 @@ class SlotNotes:
         held = holder.held
         slot = Slot(
             holder.facts.backend_pid,
-            time.monotonic() - held.at,
+            Clock.monotonic() - held.at,
             origin(held.stack),
             self._whose(holder),
             RequestInfo.of(held.request) if held.request is not None else None,
@@ -205,6 +221,13 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
         pending += [current.__cause__, current.__context__]
         if isinstance(current, BaseExceptionGroup):
             pending += current.exceptions
+
+
+def _weakly(error: BaseException) -> Callable[[], BaseException | None]:
+    try:
+        return weakref.ref(error)
+    except TypeError:  # of a class with neither a dictionary nor weak references
+        return lambda: None
 
 
 def _target_of(error: BaseException) -> Target | None:

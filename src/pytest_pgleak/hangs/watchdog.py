@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
+from pytest_pgleak.clock import Clock
 from pytest_pgleak.hangs.holders import Phase, When
+from pytest_pgleak.own_thread import OwnThread
 
-_NAME: Final = "pgleak-watchdog"
 _SHORTEST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 1.0
 _JOIN: Final = 6.0
@@ -37,7 +38,7 @@ class Watchdog:
         self._fault = fault
         self._phase: Phase | None = None
         self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._thread: OwnThread | None = None
         self._is_over = False
 
     @property
@@ -48,11 +49,11 @@ class Watchdog:
     @property
     def is_running(self) -> bool:
         """Whether its thread exists."""
-        return self._thread is not None and self._thread.is_alive()
+        return self._thread is not None and self._thread.is_alive
 
     def enter(self, nodeid: str, when: When) -> None:
         """A phase begins."""
-        now = time.monotonic()
+        now = Clock.monotonic()
         before = self._phase
         same_test = before is not None and before.nodeid == nodeid and when != "setup"
         self._phase = Phase(nodeid, when, now, before.test_began_at if before is not None and same_test else now)
@@ -79,14 +80,14 @@ class Watchdog:
 
     def _start(self) -> None:
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(self._stop,), name=_NAME, daemon=True)
+        self._thread = OwnThread(partial(self._run, self._stop))
         self._thread.start()
         _running.add(self)
 
     def _end_thread(self, patience: float) -> None:
         thread, self._thread = self._thread, None
         self._stop.set()
-        if thread is not None and thread is not threading.current_thread():
+        if thread is not None and not thread.is_current:
             thread.join(patience)
 
     def _run(self, stop: threading.Event) -> None:
@@ -99,7 +100,7 @@ class Watchdog:
         phase = self._phase
         if phase is None:
             return self._patience  # what has not begun yet cannot be too long before that
-        if (left := phase.began_at + self._patience - time.monotonic()) > 0:
+        if (left := phase.began_at + self._patience - Clock.monotonic()) > 0:
             return left
         try:
             self._look(phase)

@@ -24,7 +24,14 @@ class Psycopg(Library):
 
     def parameters(self, connection: Any) -> dict[str, str]:
         """Return the options of libpq's ``PQconninfo``, the given ones and the defaults."""
-        return {option.keyword.decode(): option.val.decode() for option in connection.pgconn.info if option.val}
+        pgconn = connection.pgconn
+        parameters = {option.keyword.decode(): option.val.decode() for option in pgconn.info if option.val}
+        for name in ("service", "servicefile"):
+            parameters.pop(name, None)  # what the file says of it is among the others, and it may be gone by then
+        if pgconn.password:
+            # It may come from a password file, and stand there for this one database.
+            parameters["password"] = pgconn.password.decode()
+        return parameters
 
     def give_back(self, pool: Any, connection: Any) -> Awaitable[object] | None:
         """Give a connection back closed: the pool discards it and opens another, and has its slot back."""

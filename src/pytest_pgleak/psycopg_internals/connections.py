@@ -68,20 +68,31 @@ def _wrap_connection_init(tracker: Tracker, original: Method) -> Method:
     @functools.wraps(original)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        if not self.closed and isinstance(self.pgconn.backend_pid, int):  # neither finished already nor a mock
+        if _is_open(self):
             tracker.connection_opened(self, functools.partial(_connection_facts, self), opening_pool.get())
 
     return __init__
 
 
+def _is_open(connection: Any) -> bool:
+    """Tell whether a connection is there: not finished already, no mock, and nobody's fake of a ``PGconn``."""
+    try:
+        return not connection.closed and isinstance(connection.pgconn.backend_pid, int)
+    except Exception:  # noqa: BLE001 - what a fake lacks is no business of ours
+        return False
+
+
 def _wrap_connection_del(tracker: Tracker, original: Method) -> Method:
     @functools.wraps(original)
     def __del__(self: Any) -> None:
+        __tracebackhide__ = True
         try:
             if hasattr(self, "pgconn") and tracker.knows(self):
                 idle_in_pool = hasattr(self, "_pool") and self._pool is None
                 status = self.info.transaction_status.name
                 tracker.connection_finalizing(self, status, self.closed, idle_in_pool)
+        except Exception:  # noqa: BLE001 - an exception inside `__del__` would be printed as the user's
+            tracker.fault("tracking (__del__)")
         finally:
             original(self)
 
@@ -175,12 +186,12 @@ def _wrap_close(tracker: Tracker, original: Method) -> Method:
     @functools.wraps(original)
     def close(self: Any) -> None:
         __tracebackhide__ = True
-        if not self.closed and not _returns_on_close(self):
+        if tracker.knows(self) and not self.closed and not _returns_on_close(self):
             tracker.transaction_ending(self, status_of(self), How.CLOSE)
             if is_in_a_pool(self):
                 tracker.connection_leaves_pool(self)
         original(self)
-        if self.closed:
+        if tracker.knows(self) and self.closed:
             tracker.connection_closed(self)
 
     return close
@@ -190,12 +201,12 @@ def _wrap_async_close(tracker: Tracker, original: Method) -> Method:
     @functools.wraps(original)
     async def close(self: Any) -> None:
         __tracebackhide__ = True
-        if not self.closed and not _returns_on_close(self):
+        if tracker.knows(self) and not self.closed and not _returns_on_close(self):
             tracker.transaction_ending(self, status_of(self), How.CLOSE)
             if is_in_a_pool(self):
                 tracker.connection_leaves_pool(self)
         await original(self)
-        if self.closed:
+        if tracker.knows(self) and self.closed:
             tracker.connection_closed(self)
 
     return close

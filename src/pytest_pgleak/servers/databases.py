@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
+from pytest_pgleak.clock import Clock
 from pytest_pgleak.prepared.gids import literal
 from pytest_pgleak.servers import conninfo, libpq
 from pytest_pgleak.servers.conninfo import redacted
@@ -109,7 +109,7 @@ def _roll_back_prepared(conn: PGconn, server_dsn: str, database: str) -> bool:
 
 def _wait_until_unused(conn: PGconn, database: str) -> bool:
     """Give the backends of `database` a moment to exit; whether none is left."""
-    deadline = time.monotonic() + _GRACE
+    deadline = Clock.monotonic() + _GRACE
     waited = False
     while True:
         rows = libpq.execute(
@@ -120,9 +120,9 @@ def _wait_until_unused(conn: PGconn, database: str) -> bool:
         if rows[0][0] == "0":
             if waited:
                 # A backend leaves the statistics a few microseconds before the list that DROP looks at.
-                time.sleep(_POLL)
+                Clock.sleep(_POLL)
             return True
-        if time.monotonic() > deadline:
+        if Clock.monotonic() > deadline:
             return False
         waited = True
-        time.sleep(_POLL)
+        Clock.sleep(_POLL)

@@ -10,10 +10,10 @@ Names are qualified and so are operators: ``search_path`` is among the things th
 from __future__ import annotations
 
 import selectors
-import time
 from collections.abc import Iterable
 from typing import Any, Final
 
+from pytest_pgleak.clock import Clock
 from pytest_pgleak.session_state.state import Leftover, SessionState, Setting, What
 from pytest_pgleak.sql import OWN
 
@@ -45,6 +45,7 @@ union all select 'relation', relname, relkind::pg_catalog.text, null from pg_cat
         and relkind operator(pg_catalog.=) 'S')
 """
 )
+_BACKEND: Final = "union all select 'backend', pg_catalog.pg_backend_pid()::pg_catalog.text, null, null\n"
 _CUSTOM: Final = "union all select 'custom', {name}, pg_catalog.current_setting({name}, true), null\n"
 _RELATIONS: Final[dict[str, What]] = {"v": "temporary view", "S": "temporary sequence"}
 
@@ -57,11 +58,13 @@ def look(connection: Any, customs: Iterable[str] = ()) -> SessionState | None:
         customs: Names of settings of the application's own to read.
 
     Returns:
-        The state; None where the server gave no answer.
+        The state; None where the server gave no answer, or where a pooler has had another session answer.
     """
-    parts = [_LOOK, *(_CUSTOM.format(name=_literal(name)) for name in sorted(customs))]
+    parts = [_LOOK, _BACKEND, *(_CUSTOM.format(name=_literal(name)) for name in sorted(customs))]
     rows = _ask(connection, "".join(parts))
-    return None if not rows else _state(rows, connection.pgconn.user.decode(errors="replace"))
+    if not rows or ("backend", str(connection.pgconn.backend_pid), "", "") not in rows:
+        return None  # or it is the session of some other backend, behind a pooler
+    return _state(rows, connection.pgconn.user.decode(errors="replace"))
 
 
 def look_at_defaults(connection: Any, customs: Iterable[str]) -> SessionState | None:
@@ -177,7 +180,7 @@ def _results(pgconn: Any, statement: bytes) -> list[Any]:
     with selectors.DefaultSelector() as selector:
         selector.register(pgconn.socket, selectors.EVENT_READ)
         for last_attempt in (False, True):
-            give_up_at = time.monotonic() + _PATIENCE
+            give_up_at = Clock.monotonic() + _PATIENCE
             while _has_answer(pgconn, selector, give_up_at):
                 if (result := pgconn.get_result()) is None:
                     return results
@@ -195,7 +198,7 @@ def _has_answer(pgconn: Any, selector: selectors.BaseSelector, give_up_at: float
         pgconn.consume_input()
         if not pgconn.is_busy():
             return True
-        if (left := give_up_at - time.monotonic()) <= 0:
+        if (left := give_up_at - Clock.monotonic()) <= 0:
             return False
         selector.select(left)
 
