@@ -554,6 +554,32 @@ def test_tests_that_a_conftest_throws_away_without_a_word(pytester: pytest.Pytes
     assert listed(pytester) == ["connection-dropped app.py::get_conn"]
 
 
+def test_a_directory_with_another_name(pytester: pytest.Pytester, run: Run) -> None:
+    stale(pytester, Extent(("tests/old/deep", "tests/test_two.py"), "all"))
+    # What was in it may be anywhere now.
+    assert told(run("tests/test_two.py")) == []
+    assert OF_SESSION.describe() in run("tests").stdout.str()
+
+
+def test_a_fault_of_the_plugin(pytester: pytest.Pytester, run: Run) -> None:
+    conftest = """
+    import pytest
+    from pytest_pgleak.checkpoints import Judge
+
+    @pytest.fixture(autouse=True)
+    def broken(monkeypatch):
+        # Not a mock of what is watched: the plugin itself is broken on purpose.
+        def settling(self, checkpoint):
+            raise LookupError("a fault inside the plugin")
+        monkeypatch.setattr(Judge, "settling", settling)
+    """
+    for args in ((), ("-n1",)):
+        stale(pytester, conftest=conftest)
+        result = run(*args, "--pgleak-baseline-update")
+        result.stdout.fnmatch_lines([f"pgleak: nothing was removed from {NAME}, *: internal error in the check of *"])
+        assert len(listed(pytester)) == 2
+
+
 def test_options_that_are_always_given(pytester: pytest.Pytester, run: Run) -> None:
     always = ("-m", "not slow", "--ignore=tests/test_two.py")
     stale(pytester, Extent(("tests",), "all", {"-m": ("not slow",), "--ignore": ("tests/test_two.py",)}))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from pathlib import Path, PurePath
+from dataclasses import replace
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Final
 
 import pytest
@@ -110,6 +111,8 @@ class BaselineRun:
         Returns:
             What to tell the user.
         """
+        if self._baseline.made_from is not None:
+            self._baseline = replace(self._baseline, made_from=self._still_there(self._baseline.made_from))
         reported = [Reported.from_dict(entry) for entry in entries]
         evidence = self._evidence(reported, self._why_incomplete(session) or trouble)
         shown, number = self._baseline.shown, sum(entry.known for entry in reported)
@@ -176,6 +179,17 @@ class BaselineRun:
                 options[name] = tuple(sorted(values))
         args = smallest(self._relative(arg) for arg in self._config.args)
         return Extent(args, self._settings.select, options)
+
+    def _still_there(self, extent: Extent) -> Extent:
+        """Put the directory above in the place of a path that was removed or renamed: what it held may be there."""
+        own, args = self._extent().args, []
+        for arg in extent.args:
+            path = PurePosixPath(arg.partition("::")[0])
+            while arg not in own and not Path(self._config.rootpath, path).exists() and path != path.parent:
+                path = path.parent
+                arg = path.as_posix()
+            args.append(arg)
+        return replace(extent, args=smallest(args))
 
     def _relative(self, arg: str) -> str:
         path, separator, rest = str(arg).partition("::")
