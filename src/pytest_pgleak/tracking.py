@@ -107,7 +107,8 @@ class Tracker:
         known = self._facts[serial] = facts(reference)
         pool_serial = None if pool is None else self._serial_of_pool(pool)
         self._record(Event(EventKind.CONNECTION_OPENED, serial, self._moment(), pool=pool_serial, connection=known))
-        if self.sessions is not None and pool is not None and pool not in self._foreign:
+        lends = known.library.lends_sessions and pool is not None and pool not in self._foreign
+        if self.sessions is not None and lends:
             self.sessions.opened(serial, known)
 
     def knows(self, connection: Any) -> bool:

@@ -148,7 +148,9 @@ async def test_refused(dsn):
 
 async def test_several_hosts_one_refused(dsn):
     with pytest.raises(OSError):
-        await asyncpg.connect(host=["127.0.0.1", "127.0.0.1"], port=[1, 1], user="x", database="x", password="x", ssl=False)
+        await asyncpg.connect(
+            host=["127.0.0.1", "127.0.0.1"], port=[1, 1], user="x", database="x", password="x", ssl=False
+        )
 
 
 async def test_cancelled_while_connecting(dsn):

@@ -477,8 +477,6 @@ async def test_a_pool_class_of_ones_own(dsn):
         assert await pool.ping() == 1
 
 
-
-
 class Database:
     """A pool that the first use opens."""
 
