@@ -18,7 +18,7 @@ from pytest_pgleak.kinds import (
     TRANSACTION_LEFT_OPEN,
     UNTRACKED_BACKEND,
 )
-from pytest_pgleak.libraries.library import called
+from pytest_pgleak.libraries.library import Words, called, is_block
 from pytest_pgleak.prepared import sentences as prepared_sentences
 from pytest_pgleak.session_state import sentences as session_sentences
 from pytest_pgleak.views import Ending
@@ -62,7 +62,7 @@ def ended(finding: Finding) -> str:
     if finding.kind == NESTED_CHECKOUT:
         return "when every holder of a connection waits for a second one, nobody goes on: a deadlock under load"
     if finding.kind == TRANSACTION_LEFT_OPEN:
-        return f"{finding.owner.describe()} ended; nothing called commit() or rollback()"
+        return f"{finding.owner.describe()} ended; {_nobody_ended(finding.words)}"
     if finding.ending is Ending.DROPPED:
         return f"garbage-collected{after}; nothing called close()"
     return lifetime_sentences.open_still(finding, f"still open{_holder(finding)}")
@@ -87,7 +87,12 @@ def _ended_checkout(finding: Finding, after: str) -> str:
 
 
 def _closing(finding: Finding) -> str:
-    return "close() on the pool" if not finding.library.pool_is_lazy else "dispose() on the engine"
+    close = "close()" if is_block(finding.words.open_pool) else called(finding.words.open_pool)
+    return f"{close} on the {'engine' if finding.library.pool_is_lazy else 'pool'}"
+
+
+def _nobody_ended(words: Words) -> str:
+    return "nothing called commit() or rollback()" if words.commit else "nothing committed it or rolled it back"
 
 
 def _after(finding: Finding) -> str:
@@ -164,10 +169,7 @@ def fix(finding: Finding) -> str:
     if finding.kind == NESTED_CHECKOUT:
         return "pass the connection that is held on to what takes the second one, or give it back first"
     if finding.kind == TRANSACTION_LEFT_OPEN:
-        words = finding.words
-        if finding.transaction_status == "INERROR":
-            return f"call `{words.rollback}` when a statement fails, or run it inside `{words.transaction}`"
-        return f"call `{words.commit}` before it ends, or write inside `{words.transaction}`"
+        return _fix_transaction(finding)
     return "end what the test has started, or close the other driver's connection; for one on purpose, allow it"
 
 
@@ -178,7 +180,37 @@ _FIXES: Final[dict[str, Callable[[Finding], str]]] = {
 }
 
 
+def _fix_transaction(finding: Finding) -> str:
+    words, failed = finding.words, finding.transaction_status == "INERROR"
+    if not words.commit:
+        does = "rolls back when a statement fails" if failed else "commits when it ends"
+        return f"write inside `{words.transaction}`, which {does}"
+    if failed:
+        return f"call `{words.rollback}` when a statement fails, or run it inside `{words.transaction}`"
+    return f"call `{words.commit}` before it ends, or write inside `{words.transaction}`"
+
+
 def _fix_connection(finding: Finding) -> str:
+    fix = _open_in_a_block(finding) if finding.words.open else _close_by_hand(finding)
+    return f"{fix}; {finding.words.caution}" if finding.words.caution else fix
+
+
+def _close_by_hand(finding: Finding) -> str:
+    close = finding.words.close
+    if finding.task is not None:
+        return f"end the task before its request or lifespan ends, and call `{close}` in a `finally:` of it"
+    if finding.request is not None and finding.dependency is None and finding.ending is Ending.OPEN:
+        return f"call `{close}` in a `finally:`; what is to outlive the request is opened and closed by the lifespan"
+    if finding.dependency is not None or finding.owner.what == "fixture":
+        generator = finding.origin is not None and finding.origin.is_generator
+        put = "put the `yield` into a `try:`" if generator else "`yield` it in a `try:`"
+        return f"{put}, and call `{close}` in the `finally:`"
+    if finding.owner.what == "lifespan":
+        return f"put the lifespan's `yield` into a `try:`, and call `{close}` in the `finally:`"
+    return f"call `{close}` in a `finally:`"
+
+
+def _open_in_a_block(finding: Finding) -> str:
     opening = finding.words.open
     if finding.task is not None:
         return f"end the task before its request or lifespan ends, and open inside it with `{opening}`"
@@ -194,6 +226,8 @@ def _fix_connection(finding: Finding) -> str:
 
 def _fix_checkout(finding: Finding) -> str:
     words = finding.words
+    if not words.take:
+        return _give_back_by_hand(finding) + (f"; {words.caution}" if words.caution else "")
     if finding.ending is Ending.CLOSED:
         return f"give it back with `{words.give_back}` instead of closing it, or use `{words.take}`"
     if finding.dependency is not None or finding.owner.what == "fixture":
@@ -201,9 +235,18 @@ def _fix_checkout(finding: Finding) -> str:
     return f"use `{words.take}`, or call `{words.give_back}` in a `finally:`"
 
 
+def _give_back_by_hand(finding: Finding) -> str:
+    give_back = finding.words.give_back
+    if finding.ending is Ending.CLOSED:
+        return f"give it back with `{give_back}` instead of closing it"
+    if finding.dependency is not None or finding.owner.what == "fixture":
+        return f"`yield` it in a `try:`, and call `{give_back}` in the `finally:`"
+    return f"call `{give_back}` in a `finally:`"
+
+
 def _fix_pool(finding: Finding) -> str:
     words = finding.words
-    if not words.open_pool.startswith(("with ", "async with ")):  # nothing that a block could close
+    if not is_block(words.open_pool):
         if finding.request is not None:
             return f"{words.pool} for the whole application and call `{words.open_pool}` when the lifespan ends"
         return f"call `{words.open_pool}` in a `finally:`, or after the `yield` of a fixture or lifespan"

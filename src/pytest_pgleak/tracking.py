@@ -99,7 +99,6 @@ class Tracker:
         """Know the servers."""
         self._out: dict[int, tuple[int, Moment]] = {}
         self._closes_instead: set[int] = set()
-        self._lending: weakref.WeakSet[Any] = weakref.WeakSet()
         self._transactions = TransactionTracking(
             record, self._moment, lambda facts, connection: witness(facts, connection, True)
         )
@@ -122,7 +121,7 @@ class Tracker:
         known = self._facts[serial] = facts(reference)
         pool_serial = None if pool is None else self._serial_of_pool(pool)
         self._record(Event(EventKind.CONNECTION_OPENED, serial, self._moment(), pool=pool_serial, connection=known))
-        if self.sessions is not None and pool is not None and pool in self._lending:
+        if self.sessions is not None and known.library.lends_sessions and _lends_sessions(type(pool)):
             self.sessions.opened(serial, known)
         if self.observers is not None and self.is_checking():
             self.observers.opened(known, connection)
@@ -198,7 +197,7 @@ class Tracker:
             held = self._held_meanwhile(serial, pool_serial, moment) if self.is_checking() else None
             self._record(Event(EventKind.CHECKED_OUT, serial, moment, pool=pool_serial, held=held))
             self._closes_instead.discard(serial)
-            if self.sessions is not None and pool in self._lending:
+            if self.sessions is not None and _lends_sessions(type(pool)):
                 self.sessions.checked_out(serial, self._facts[serial], connection, pool, pool_serial, moment)
 
     @_never_raises
@@ -332,8 +331,6 @@ class Tracker:
         serial = self._serial_of_pool(pool)
         reference = self._known[id(pool)][0]
         known = facts(reference)
-        if known.library.lends_sessions:
-            self._lending.add(pool)
         before = None if instead_of is None else self._serial(instead_of)
         self._record(Event(EventKind.POOL_OPENED, serial, self._moment(), pool=before, opened_pool=known))
 
@@ -426,3 +423,8 @@ class Tracker:
     def _after_response(self) -> bool | None:
         request = self._ownership.request
         return None if request is None else request.status is not None
+
+
+def _lends_sessions(pool: type) -> bool:
+    """Tell of the class of a pool whether pgleak may look into the sessions of its connections: psycopg_pool's only."""
+    return any(base.__module__.partition(".")[0] == "psycopg_pool" for base in pool.__mro__)

@@ -9,7 +9,10 @@ from pytest_pgleak.kinds import COMMIT_AFTER_RESPONSE, RETURNED_IN_TRANSACTION, 
 from pytest_pgleak.libraries.library import Words, called
 from pytest_pgleak.transactions import How, Transaction
 
-_TRY_AGAIN: Final = frozenset(("SerializationFailure", "DeadlockDetected"))
+# By the names of psycopg and psycopg2, and by asyncpg's.
+_TRY_AGAIN: Final = frozenset(
+    ("SerializationFailure", "DeadlockDetected", "SerializationError", "DeadlockDetectedError")
+)
 
 
 def verb(finding: Finding) -> str:
@@ -51,13 +54,13 @@ def ended(finding: Finding, where: str) -> str:
     """
     transaction = finding.transactions[0]
     if transaction.how is How.CLOSE:
-        return f"close(){where} with the transaction open{_failed(transaction)}; nothing had called commit()"
+        return f"close(){where} with the transaction open{_failed(transaction)}; {_nobody_committed(finding.words)}"
     late = ", after the response had started" if transaction.after_response else ""
     if transaction.how is How.POOL:
         repair = "closed it" if transaction.status == "ACTIVE" else "rolled it back"
         return f"given back{where} with the transaction open{_failed(transaction)}; the pool {repair}"
     if transaction.how is How.COLLECTED:
-        return "garbage-collected with the transaction open; nothing had called commit()"
+        return f"garbage-collected with the transaction open; {_nobody_committed(finding.words)}"
     if transaction.how is How.ROLLBACK:
         if transaction.cause == "GeneratorExit":
             return f"rolled back{where}: the caller left the generator, the code after its `yield` never ran"
@@ -67,7 +70,7 @@ def ended(finding: Finding, where: str) -> str:
     if transaction.error is not None:
         return f"COMMIT{where} failed with {transaction.error}{late}"
     failed = f": {transaction.failed_by} had failed the transaction" if transaction.failed_by else ""
-    return f"COMMIT{where} answered ROLLBACK{failed}; psycopg reports no error"
+    return f"COMMIT{where} answered ROLLBACK{failed}; {finding.library.name} reports no error"
 
 
 def fix(finding: Finding) -> str:
@@ -75,11 +78,11 @@ def fix(finding: Finding) -> str:
     words = finding.words
     if finding.kind == COMMIT_AFTER_RESPONSE:
         return (
-            f"call `{words.commit}` in the path operation, or declare the dependency with"
+            f"{words.to_commit} in the path operation, or declare the dependency with"
             ' `Depends(…, scope="function")`: its exit code then runs before the response'
         )
     if finding.kind == RETURNED_IN_TRANSACTION:
-        return f"commit or roll back before `{called(words.give_back)}`, or use `{words.take}`, which does"
+        return f"commit or roll back before `{called(words.give_back)}`, or use `{words.take_to_write}`, which does"
     return _fix_lost(finding.transactions[0], words, in_pool=finding.pool is not None)
 
 
@@ -92,11 +95,12 @@ def _fix_lost(transaction: Transaction, words: Words, *, in_pool: bool) -> str:
         failed_by = transaction.failed_by or transaction.cause
         return f"do not swallow {failed_by}: run the whole transaction again, and answer 503 when that has failed, too"
     if transaction.how is How.ROLLBACK and transaction.cause == "GeneratorExit":
-        return f"call `{words.commit}` as soon as it is written, or let FastAPI run the generator with `Depends`"
+        commit = f"call `{words.commit}`" if words.commit else f"end `{words.transaction}`"
+        return f"{commit} as soon as it is written, or let FastAPI run the generator with `Depends`"
     if _failed_by_a_statement(transaction):
         return (
             f"do not swallow {transaction.failed_by or 'the error'}: the whole transaction failed with that statement;"
-            f" run what may fail inside `{words.savepoint}`"
+            f" run what may fail {f'inside `{words.savepoint}`' if words.savepoint else 'after a SAVEPOINT of its own'}"
         )
     if transaction.how is How.ROLLBACK:
         return _fix_rollback(transaction, words)
@@ -105,6 +109,8 @@ def _fix_lost(transaction: Transaction, words: Words, *, in_pool: bool) -> str:
             "a statement before it had begun the transaction, so `conn.transaction()` was only a savepoint:"
             f" call `{words.commit}`, or connect with `autocommit=True`"
         )
+    if not words.commit:
+        return f"start the transaction with `{words.transaction}`, which commits"
     if in_pool or transaction.how is How.POOL:
         return (
             f"call `{words.commit}` before `{called(words.give_back)}`, or use `{words.take_to_write}`, which commits"
@@ -116,7 +122,8 @@ def _fix_rollback(transaction: Transaction, words: Words) -> str:
     if transaction.cause and transaction.after_response and not transaction.began_after_response:
         return f"{_commit_before_the_response(words)}; what fails later then takes nothing with it"
     if transaction.cause is None:
-        remedy = f"call `{words.commit}` before that, or answer with a 4xx or 5xx"
+        commit = f"call `{words.commit}`" if words.commit else "commit"
+        remedy = f"{commit} before that, or answer with a 4xx or 5xx"
     else:
         error = "timeout" if transaction.cause == "CancelledError" else "exception"
         remedy = f"let the {error} go on to the client as a 4xx or 5xx, or commit what is to stay before it"
@@ -125,9 +132,13 @@ def _fix_rollback(transaction: Transaction, words: Words) -> str:
 
 def _commit_before_the_response(words: Words) -> str:
     return (
-        f"commit before the response: call `{words.commit}` in the path operation, or declare the dependency with"
+        f"commit before the response: {words.to_commit} in the path operation, or declare the dependency with"
         ' `Depends(…, scope="function")`'
     )
+
+
+def _nobody_committed(words: Words) -> str:
+    return "nothing had called commit()" if words.commit else "nothing had committed it"
 
 
 def _failed_by_a_statement(transaction: Transaction) -> bool:

@@ -471,6 +471,8 @@ async def test_a_pool_class_of_ones_own(dsn):
         loop=asyncio.get_running_loop(),
         connection_class=asyncpg.Connection,
         record_class=asyncpg.Record,
+        setup=None,
+        init=None,
     )
     async with pool:
         assert await pool.ping() == 1

@@ -300,7 +300,7 @@ def test_named_cursor_with_hold(dsn):
 def test_cursor_is_iterated(dsn):
     with opened(dsn) as conn, conn.cursor() as cursor:
         cursor.execute("select * from generate_series(1, 3)")
-        assert [row for row in cursor] == [(1,), (2,), (3,)]
+        assert list(cursor) == [(1,), (2,), (3,)]
         cursor.scroll(-1)
         assert cursor.mogrify("select %s", ["a"]) == b"select 'a'"
         assert cursor.query

@@ -1,4 +1,4 @@
-"""Engines and their pools: disposed of or not, of every class, and connections that break, leave or come from elsewhere."""
+"""Engines and their pools: disposed of or not, of every class; connections that break, leave or come from elsewhere."""
 
 import gc
 import threading

@@ -157,8 +157,8 @@ def test_only_that_room_patches_psycopg():
         for node in ast.walk(tree_of(source))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("Patch", "Patches")
     }
-    names = ("asyncpg", "psycopg2", "psycopg2_pools", "sqlalchemy", "sqlalchemy_asyncio")
-    others = {f"libraries.{name}" for name in names}
+    drivers = ("asyncpg", "asyncpg_pools", "psycopg2", "psycopg2_classes", "psycopg2_pools")
+    others = {f"libraries.{name}" for name in (*drivers, "sqlalchemy", "sqlalchemy_asyncio")}
     assert patching == {INTERNALS, "asgi"} | others
     for name in others:
         assert not re.search(

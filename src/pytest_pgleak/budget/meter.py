@@ -105,4 +105,4 @@ class ConnectionMeter:
 def _is_broken(connection: OpenConnection) -> bool:
     """Tell whether the server has ended it, which only its next use would notice."""
     living = connection.facts.reference()
-    return living is not None and bool(living.closed)
+    return living is not None and connection.facts.library.is_closed(living)

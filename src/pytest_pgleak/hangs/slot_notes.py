@@ -152,7 +152,7 @@ class SlotNotes:
         if row is not None and row.state is not None:
             return replace(slot, doing=row.state, query=row.query or None)
         living = holder.facts.reference()
-        return slot if living is None else replace(slot, doing=living.info.transaction_status.name)
+        return slot if living is None else replace(slot, doing=holder.facts.library.transaction_status(living))
 
     def _whose(self, holder: Holder) -> str:
         owner = whose(holder.held.owner, self._nodeid())

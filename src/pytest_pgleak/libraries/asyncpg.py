@@ -79,7 +79,6 @@ def _facts(connection: Any, reference: weakref.ref[Any]) -> ConnectionFacts:
 
 
 def _wrap_init(tracker: Tracker, original: Method) -> Method:
-    @functools.wraps(original)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         __tracebackhide__ = True
         original(self, *args, **kwargs)
@@ -87,7 +86,7 @@ def _wrap_init(tracker: Tracker, original: Method) -> Method:
 
     # In asyncio's debug mode asyncpg shows where a connection was made, without its own innermost frames; this is one.
     __init__.__code__ = __init__.__code__.replace(co_filename=original.__code__.co_filename)
-    return __init__
+    return functools.wraps(original)(__init__)
 
 
 def _wrap_del(tracker: Tracker, finalizing: set[int], original: Method) -> Method:
@@ -152,7 +151,7 @@ class _Statements:
 
     def __init__(self, tracker: Tracker) -> None:
         self._tracker = tracker
-        # These methods call each other: the outermost one tells. By identity, for the user's own class may have no hash.
+        # These methods call each other: the outermost one tells. By identity: a class of the user's may have no hash.
         self._busy: set[int] = set()
 
     def wrap_by_text(self, original: Method) -> Method:

@@ -18,19 +18,20 @@ class Words:
     """How one writes with a library what a fix asks for. Each is code, as it would stand in the user's file.
 
     Attributes:
-        open: Opens a connection and closes it, as ``with psycopg.connect(…) as conn:``.
+        open: Opens a connection and closes it, as ``with psycopg.connect(…) as conn:``; empty where no block does.
         close: Closes a connection.
-        commit: Commits.
+        commit: Commits; empty where only the end of ``transaction`` does.
         rollback: Rolls back.
         transaction: A block that is one transaction.
-        savepoint: A block that may fail without taking the whole transaction with it.
-        take: Takes a connection from a pool and gives it back.
+        savepoint: A block that may fail without taking the whole transaction with it; empty where there is none.
+        take: Takes a connection from a pool and gives it back; empty where no block does.
         give_back: Gives a connection back to its pool.
         open_pool: Opens a pool and closes it.
         pool: What to make once for the whole application instead of in each request, as "open one pool".
         undo_on_purpose: A transaction that is rolled back on purpose; empty where there is no such thing.
         drops_slot: What happens when a connection is dropped that was out of its pool.
         writing: ``open`` and ``take`` for who writes: they commit. Empty where ``open`` and ``take`` do.
+        caution: What looks as if it did all that, and does not, as a sentence; empty where nothing does.
         session_of: What has the connection while it is out, in the library's word, as "Session"; empty for nothing.
     """
 
@@ -47,6 +48,7 @@ class Words:
     undo_on_purpose: str = ""
     drops_slot: str = "the pool has lost this slot for ever"
     writing: str = ""
+    caution: str = ""
     session_of: str = ""
 
     @property
@@ -56,13 +58,23 @@ class Words:
 
     @property
     def take_to_write(self) -> str:
-        """What takes a connection, commits and gives it back."""
-        return self.writing or self.take
+        """What commits on a connection of a pool, and gives it back where there is a block that does."""
+        return self.writing or self.take if self.take else self.transaction
+
+    @property
+    def to_commit(self) -> str:
+        """What to do so that it is committed, as a part of a sentence."""
+        return f"call `{self.commit}`" if self.commit else f"write inside `{self.transaction}`"
 
 
 def called(code: str) -> str:
     """Name the method that a piece of code calls: "putconn()" for "await pool.putconn(conn)"."""
     return code.partition("(")[0].rpartition(".")[2] + "()"
+
+
+def is_block(code: str) -> bool:
+    """Tell whether a piece of code is a ``with`` block, that does something at its end."""
+    return code.startswith(("with ", "async with "))
 
 
 class Library:

@@ -6,6 +6,7 @@ whoever watches the driver asks.
 
 from __future__ import annotations
 
+import contextlib
 from contextvars import ContextVar, Token
 from typing import Any, Final
 
@@ -32,10 +33,8 @@ class opening_for:  # noqa: N801 - a context manager, that reads as one
 
     def __exit__(self, *_: object) -> None:
         self.pool = None
-        try:
+        with contextlib.suppress(ValueError):  # the garbage collector closes a coroutine in whatever context that runs
             _CURRENT.reset(self._token)
-        except ValueError:
-            pass  # a coroutine that the garbage collector has closed, in whatever context that runs
 
 
 class OpeningPool:

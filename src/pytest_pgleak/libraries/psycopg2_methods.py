@@ -208,7 +208,7 @@ def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
 
 
 def _call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    return f"select * from {_text(args[0] if args else kwargs.get('procname'))}()"
+    return f"call {_text(args[0] if args else kwargs.get('procname'))}()"  # a SELECT, to be exact
 
 
 def _copy_from(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

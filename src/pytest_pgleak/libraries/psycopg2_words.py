@@ -15,16 +15,16 @@ _STATUSES: Final = ("IDLE", "ACTIVE", "INTRANS", "INERROR", "UNKNOWN")
 
 # Its `with conn:` commits and does not close; its pools are no context managers, neither is what they lend.
 _WORDS: Final = Words(
-    open="with contextlib.closing(psycopg2.connect(…)) as conn:",
+    open="with contextlib.closing(psycopg2.connect(…)) as conn, conn:",
     close="conn.close()",
     commit="conn.commit()",
     rollback="conn.rollback()",
     transaction="with conn:",
-    savepoint="SAVEPOINT",
+    savepoint="",
     take="",
     give_back="pool.putconn(conn)",
     open_pool="pool.closeall()",
-    writing="with contextlib.closing(psycopg2.connect(…)) as conn, conn:",
+    caution="`with conn:` by itself only commits",
 )
 
 
