@@ -112,7 +112,7 @@ def _is_frameworks_function(function: Any) -> bool:
 def is_frameworks(current: object) -> bool:
     """Tell whether an object is of a class that holds everything: a framework's, an event loop's, a thread's."""
     module = type(current).__module__
-    if not isinstance(module, str) or isinstance(current, threading.local):
+    if not isinstance(module, str) or issubclass(type(current), threading.local):
         return False
     package = module.partition(".")[0]
     return package in _CLOSED_BOOKS or (package == "sqlalchemy" and not module.startswith(_SQLALCHEMY))

@@ -12,6 +12,7 @@ import functools
 import gc
 import itertools
 import sys
+import threading
 import types
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +22,7 @@ from pytest_pgleak.frames import RawStack, is_user_code, user_frames
 from pytest_pgleak.guardians import is_frameworks
 
 _MOST_OBJECTS: Final = 20_000
-_GROWING: Final = (list, set, frozenset, deque)
+_GROWING: Final = (list, set, frozenset, deque, threading.local)  # the last one grows with the number of threads
 _SUSPENDED: Final = (types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType, types.FrameType)
 _ATOMS: Final = (str, bytes, int, float, complex, type(None), types.ModuleType, types.CodeType, types.TracebackType)
 _DESCRIPTORS: Final = (types.GetSetDescriptorType, types.MemberDescriptorType)
