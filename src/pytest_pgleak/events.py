@@ -28,6 +28,7 @@ class EventKind(enum.Enum):
     RETURNED = "returned"
     TRANSACTION_BEGAN = "transaction began"
     TRANSACTION_ENDED = "transaction ended"
+    TRANSACTION_FINISHED = "commit or rollback was called"
     PREPARED = "transaction prepared, or one that was prepared finished"
     POOL_OPENED = "pool opened"
     POOL_CLOSED = "pool closed"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any, Final
 
 from pytest_pgleak.events import ConnectionFacts
@@ -31,6 +32,7 @@ class Healer:
         may_terminate: Whether the backend of a connection may be terminated.
         roll_back: Rolls back a prepared transaction, where that is allowed.
         undo: Takes away what was left in the session of a connection, given its serial.
+        undone: Told that the open transaction of a connection was rolled back, given its serial.
     """
 
     def __init__(
@@ -39,7 +41,9 @@ class Healer:
         may_terminate: Callable[[ConnectionFacts], bool],
         roll_back: Callable[[Finding], None],
         undo: Callable[[int, Iterable[Leftover]], None],
+        undone: Callable[[int], None],
     ) -> None:
+        self._undone = undone
         self._undo = undo
         self._roll_back = roll_back
         self._observers = observers
@@ -78,12 +82,19 @@ class Healer:
             # The connection itself is in its right: only the transaction must go, if another test is to use it.
             if _scope_of_opener(finding, view) != "function":
                 _call(facts.reference(), "rollback", facts.is_async, later)
+                if facts.is_async:
+                    later.append(partial(self._note_undone, finding.serial))
+                else:
+                    self._undone(finding.serial)
             return
         self._observers.terminate([facts])
         if finding.subject == "checkout" and finding.pool is not None:
             # Given back closed, the pool discards it and opens another: the slot is back.
             finish(facts)
             _call(finding.pool.facts.reference(), "putconn", facts.is_async, later, facts.reference())
+
+    async def _note_undone(self, serial: int) -> None:
+        self._undone(serial)
 
     def _heal_pool(self, finding: Finding, view: View, later: list[Callable[[], Awaitable[object]]]) -> None:
         assert finding.pool is not None

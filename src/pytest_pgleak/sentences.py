@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from pytest_pgleak import lifetime_sentences, transaction_sentences
+from pytest_pgleak import lifetime_sentences, open_transaction_sentences, transaction_sentences
 from pytest_pgleak.activity import Backend
 from pytest_pgleak.budget import sentences as peak_sentences
 from pytest_pgleak.findings import Finding
@@ -31,7 +31,7 @@ def verb(finding: Finding) -> str:
         return "prepared"
     if finding.left:
         return session_sentences.verb(finding)
-    if finding.kind == TRANSACTION_LEFT_OPEN and finding.opened != finding.origin:
+    if finding.kind == TRANSACTION_LEFT_OPEN and finding.opened not in (None, finding.origin):
         return "began"
     return "taken" if finding.subject in ("checkout", "nested checkout") else "opened"
 
@@ -61,7 +61,7 @@ def ended(finding: Finding) -> str:
     if finding.kind == NESTED_CHECKOUT:
         return "when every holder of a connection waits for a second one, nobody goes on: a deadlock under load"
     if finding.kind == TRANSACTION_LEFT_OPEN:
-        return f"{finding.owner.describe()} ended; nothing called commit() or rollback()"
+        return open_transaction_sentences.ended(finding)
     if finding.ending is Ending.DROPPED:
         return f"garbage-collected{after}; nothing called close()"
     return lifetime_sentences.open_still(finding, f"still open{_holder(finding)}")
@@ -157,12 +157,7 @@ def fix(finding: Finding) -> str:
     if finding.kind == NESTED_CHECKOUT:
         return "pass the connection that is held on to what takes the second one, or give it back first"
     if finding.kind == TRANSACTION_LEFT_OPEN:
-        wait, with_ = ("await ", "async with") if _is_async(finding) else ("", "with")
-        if finding.transaction_status == "INERROR":
-            return (
-                f"call `{wait}conn.rollback()` when a statement fails, or run it inside `{with_} conn.transaction():`"
-            )
-        return f"call `{wait}conn.commit()` before it ends, or write inside `{with_} conn.transaction():`"
+        return open_transaction_sentences.fix(finding)
     return "end what the test has started, or close the other driver's connection; for one on purpose, allow it"
 
 

@@ -82,7 +82,7 @@ class State:
             lambda backend: not hasattr(config, "workerinput") or backend.datname in self.own_databases,
             self.fault,
         )
-        self.healer = Healer(self.observers, self.may_terminate, prepared.heal, self.sessions.undo)
+        self.healer = Healer(self.observers, self.may_terminate, prepared.heal, self.sessions.undo, self.ledger.undone)
         self.verdict = Verdict(lambda: self.settings, config.hook.pytest_pgleak_ignore, config.rootpath)
         self.reported: list[Reported] = []
         self.notes: list[str] = []

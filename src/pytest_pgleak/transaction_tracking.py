@@ -152,6 +152,8 @@ class TransactionTracking:
         transaction = self._open.get(serial)
         if transaction is not None:
             operation = _in_its_turn(transaction, operation, now)
+        if now == IDLE and (transaction is not None or _how(operation) is not None):
+            self._record(Event(EventKind.TRANSACTION_FINISHED, serial))
         if now in (IDLE, "UNKNOWN"):
             if transaction is not None:
                 del self._open[serial]
