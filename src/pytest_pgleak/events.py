@@ -32,6 +32,7 @@ class EventKind(enum.Enum):
     DETACHED = "taken out of its pool for good"
     TRANSACTION_BEGAN = "transaction began"
     TRANSACTION_ENDED = "transaction ended"
+    TRANSACTION_FINISHED = "commit or rollback was called"
     PREPARED = "transaction prepared, or one that was prepared finished"
     POOL_OPENED = "pool opened"
     POOL_CLOSED = "pool closed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from pytest_pgleak.activity import Activity, Backend
 from pytest_pgleak.events import ConnectionFacts, Moment
@@ -40,6 +41,7 @@ class Question:
         in_transaction_before: Serials of the connections that were not idle when the asker began.
         failed: Whether the asker has failed by itself.
         late_commits: Whether writes that were committed after the response are to be found.
+        left_open: Connections that were in a transaction of a fixture's set-up when its teardown began.
     """
 
     asker: Owner
@@ -49,6 +51,7 @@ class Question:
     in_transaction_before: frozenset[int] = field(default_factory=frozenset)
     failed: bool = False
     late_commits: bool = False
+    left_open: tuple[ConnectionView, ...] = ()
 
 
 def find(view: View, activity: Activity, question: Question) -> tuple[Finding, ...]:
@@ -72,9 +75,12 @@ def find(view: View, activity: Activity, question: Question) -> tuple[Finding, .
     ]
     for connection in view.connections:
         kind = _kind(connection, view, question)
-        if kind is not None:
-            moment = _moment(kind, connection, question)
-            found.append((moment.at, _of_connection(kind, connection, moment, view, activity, question)))
+        if kind == TRANSACTION_LEFT_OPEN:
+            owner = answers_for_transaction(connection, question.asker)
+            found.append(_of_open_transaction(connection, owner, view, activity))
+        elif kind is not None:
+            found.append((connection.held.at, _of_connection(kind, connection, view, activity)))
+    found.extend(_of_fixtures_transactions(found, view, activity, question))
     found.extend(_of_transactions(view, question))
     found.extend(_of_nested(view, question))
     found.extend(_of_sessions(view, question))
@@ -144,33 +150,64 @@ def _of_pool(pool: PoolView, opened: Moment) -> Finding:
     )
 
 
-def _moment(kind: str, connection: ConnectionView, question: Question) -> Moment:
-    if kind == TRANSACTION_LEFT_OPEN and connection.began is not None and connection.began.owner == question.asker:
-        return connection.began
-    return connection.checkout or connection.opened
+def answers_for_transaction(connection: ConnectionView, asker: Owner) -> Owner:
+    """Say who answers for a transaction that a test has left open on a connection which lives on.
+
+    Where nobody has ever ended one on a connection of a wider fixture, or of the process, every test that uses it
+    leaves one: what is to be changed is where it comes from.
+    """
+    holder, began = connection.held.owner, connection.began
+    lives_on = holder.outlives_tests or (holder.what == "fixture" and holder.scope != "function")
+    is_tests_own_work = began is not None and began.request is None
+    return holder if lives_on and is_tests_own_work and not connection.was_finished else asker
 
 
-def _of_connection(
-    kind: str, connection: ConnectionView, moment: Moment, view: View, activity: Activity, question: Question
-) -> Finding:
+def _of_connection(kind: str, connection: ConnectionView, view: View, activity: Activity) -> Finding:
+    subject: Subject = "checkout" if kind == CONNECTION_NOT_RETURNED else "connection"
+    held, facts = connection.held, _facts_of_connection(connection, view, activity)
+    return finding_at(kind, subject, connection.serial, held.owner, held, connection.ending, **facts)
+
+
+def _of_open_transaction(
+    connection: ConnectionView, owner: Owner, view: View, activity: Activity
+) -> tuple[float, Finding]:
+    began, held = connection.began, connection.held
+    facts = _facts_of_connection(connection, view, activity)
+    facts["is_repeated"] = connection.is_undone and (began is None or began.request is None)
+    if began is not None and owner == held.owner != began.owner:
+        facts["began"] = origin(began.stack)
+        moment = held
+    else:
+        facts["opened"] = origin(held.stack)
+        moment = began if began is not None and began.owner == owner else held
+    kind, ending = TRANSACTION_LEFT_OPEN, connection.ending
+    return moment.at, finding_at(kind, "connection", connection.serial, owner, moment, ending, **facts)
+
+
+def _of_fixtures_transactions(
+    found: list[tuple[float, Finding]], view: View, activity: Activity, question: Question
+) -> list[tuple[float, Finding]]:
+    """Find the transactions that fixtures have left open for as long as they lived, if nothing else is found there."""
+    named = {finding.serial for _, finding in found if finding.connection is not None}
+    return [
+        _of_open_transaction(each, each.began.owner, view, activity)
+        for each in question.left_open
+        if each.began is not None and each.began.owner.serial in question.ended and each.serial not in named
+    ]
+
+
+def _facts_of_connection(connection: ConnectionView, view: View, activity: Activity) -> dict[str, Any]:
     pool = view.pools.get(connection.pool) if connection.pool is not None else None
-    return finding_at(
-        kind,
-        "checkout" if kind == CONNECTION_NOT_RETURNED else "connection",
-        connection.serial,
-        question.asker if kind == TRANSACTION_LEFT_OPEN else moment.owner,
-        moment,
-        connection.ending,
-        connection=connection.facts,
-        pool=None if pool is None else PoolState(pool.facts, pool.ending, pool.members, pool.checked_out),
-        transaction_status=connection.transaction_status,
-        backend=_backend(connection, activity),
-        server_known=activity.known,
-        after_response=connection.after_response,
-        task=connection.task,
-        loop_is_closed=connection.loop_is_closed,
-        opened=origin((connection.checkout or connection.opened).stack) if kind == TRANSACTION_LEFT_OPEN else None,
-    )
+    return {
+        "connection": connection.facts,
+        "pool": None if pool is None else PoolState(pool.facts, pool.ending, pool.members, pool.checked_out),
+        "transaction_status": connection.transaction_status,
+        "backend": _backend(connection, activity),
+        "server_known": activity.known,
+        "after_response": connection.after_response,
+        "task": connection.task,
+        "loop_is_closed": connection.loop_is_closed,
+    }
 
 
 def _backend(connection: ConnectionView, activity: Activity) -> Backend | None:
@@ -301,7 +338,7 @@ def finding_at(
     *,
     connection: ConnectionFacts | None = None,
     pool: PoolState | None = None,
-    **facts: object,
+    **facts: Any,
 ) -> Finding:
     """Make a finding of what happened at some moment."""
     request = moment.request
@@ -319,7 +356,7 @@ def finding_at(
         connection=connection,
         pool=pool,
         written_with=words_of(connection, pool, moment.stack),
-        **facts,  # type: ignore[arg-type]  # checked where they are passed
+        **facts,
     )
 
 

@@ -72,6 +72,8 @@ class Finding:
         task: The task that still holds it.
         thread: Name of the thread, where that is not the main one.
         loop_is_closed: Whether the event loop that it was opened in is closed, or gone.
+        began: For an open transaction that is not charged to whoever began it, where it began.
+        is_repeated: Whether it was told before, and nothing has changed since.
         opened: For an open transaction, where its connection was opened or checked out; for a nested checkout, where
             the first one was taken.
         transactions: The transactions that ended so, of one request and one line.
@@ -101,6 +103,8 @@ class Finding:
     task: TaskInfo | None = None
     thread: str | None = None
     loop_is_closed: bool = False
+    began: Frame | None = None
+    is_repeated: bool = False
     opened: Frame | None = None
     transactions: tuple[Transaction, ...] = ()
     ended_at: Frame | None = None
@@ -129,7 +133,7 @@ class Finding:
     @property
     def can_heal(self) -> bool:
         """Whether waiting may still make it good: what was dropped stays dropped."""
-        return self.ending is Ending.OPEN
+        return self.ending is Ending.OPEN and not self.is_repeated
 
     @property
     def place(self) -> str:

@@ -42,11 +42,15 @@ class FixtureOwners:
         self._functions: dict[int, Callable[..., Any]] = {}
         self._watched: set[int] = set()
         self._definitions: dict[int, pytest.FixtureDef[Any]] = {}
+        self._session: pytest.Session | None = None
+        self.teardown_begins: Callable[[Owner], None] = lambda _owner: None
+        """Told when the finalizers of a fixture are about to run."""
         self.watching = False
         """Whether the running test is checked: then every fixture that is set up for it is judged when it ends."""
 
     def begin(self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> Owner:
         """A fixture is being set up."""
+        self._session = request.session
         nodeid = request.node.nodeid
         owner = self._ownership.begin("fixture", nodeid, fixturedef.argname, fixturedef.scope)
         self._alive[id(fixturedef)] = owner
@@ -66,6 +70,7 @@ class FixtureOwners:
         fixturedef.addfinalizer(functools.partial(self._begin_teardown, owner))
 
     def _begin_teardown(self, owner: Owner) -> None:
+        self.teardown_begins(owner)
         self._ownership.push(owner)
         self._release(self._began.get(owner.serial, 0))
 
@@ -177,6 +182,13 @@ class FixtureOwners:
         """Return the code of a fixture's function and of those inside it."""
         code = code_of(self._functions.get(owner.serial))
         return set() if code is None else nested_codes(code)
+
+    def any_used_with(self, owner: Owner, test: Callable[[Callable[..., Any]], bool]) -> bool:
+        """Tell whether any fixture of the tests that use a fixture passes a test."""
+        definition = self._definitions.get(owner.serial)
+        items = getattr(self._session, "items", ())
+        together = (definitions for item in items if definition in (definitions := _fixturedefs(item)))
+        return any(test(function) for function in {each.func for definitions in together for each in definitions})
 
     def any_function_scoped(self, item: pytest.Item, test: Callable[[Callable[..., Any]], bool]) -> bool:
         """Tell whether any function-scoped fixture of a test that has a teardown passes a test."""

@@ -33,6 +33,7 @@ class Healer:
         may_terminate: Whether the backend of a connection may be terminated.
         roll_back: Rolls back a prepared transaction, where that is allowed.
         undo: Takes away what was left in the session of a connection, given its serial.
+        undone: Told that the open transaction of a connection was rolled back, given its serial.
     """
 
     def __init__(
@@ -41,7 +42,9 @@ class Healer:
         may_terminate: Callable[[ConnectionFacts], bool],
         roll_back: Callable[[Finding], None],
         undo: Callable[[int, Iterable[Leftover]], None],
+        undone: Callable[[int], None],
     ) -> None:
+        self._undone = undone
         self._undo = undo
         self._roll_back = roll_back
         self._observers = observers
@@ -82,11 +85,18 @@ class Healer:
             # The connection itself is in its right: only the transaction must go, if another test is to use it.
             if _scope_of_opener(finding, view) != "function":
                 _call(facts.library.roll_back, facts.is_async, later, facts.reference())
+                if facts.is_async:
+                    later.append(functools.partial(self._note_undone, finding.serial))
+                else:
+                    self._undone(finding.serial)
             return
         self._observers.terminate([facts])
         if finding.subject == "checkout" and finding.pool is not None:
             pool = finding.pool.facts
             _call(pool.library.give_back, facts.is_async, later, pool.reference(), facts.reference())
+
+    async def _note_undone(self, serial: int) -> None:
+        self._undone(serial)
 
     def _heal_pool(
         self, finding: Finding, view: View, later: list[Callable[[], Awaitable[object]]], fails: bool

@@ -17,6 +17,7 @@ from typing import Any, Final
 from pytest_pgleak.frames import is_user_code
 
 _APPLICATIONS: Final = frozenset(("FastAPI", "Starlette"))
+_BEGINS: Final = re.compile(r"\s*(begin|start\s+transaction|savepoint)\b", re.IGNORECASE)
 _FINISHES: Final = re.compile(r"\b(commit|rollback)\s+prepared\b", re.IGNORECASE)
 
 
@@ -34,6 +35,14 @@ def finishes_prepared(function: Callable[..., Any]) -> bool:
     What it calls by a global name counts as well, as for `rolls_back`.
     """
     return any(_mentions_prepared(each) for each in (function, *_helpers(function)))
+
+
+def keeps_transaction(function: Callable[..., Any]) -> bool:
+    """Tell whether a function says that it keeps a transaction open: ``conn.transaction()``, or BEGIN in SQL."""
+    code = code_of(function)
+    texts = (text for inner in (nested_codes(code) if code is not None else ()) for text in inner.co_consts)
+    begins = any(isinstance(text, str) and _BEGINS.match(text) for text in texts)
+    return begins or mentions(function, ("transaction", "savepoint", "begin"))
 
 
 def is_installed(function: Callable[..., Any]) -> bool:

@@ -6,6 +6,7 @@ import functools
 import inspect
 import itertools
 from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -25,7 +26,7 @@ from pytest_pgleak.settings import MarkerSettings
 from pytest_pgleak.settling import Findings, settle, settle_async
 from pytest_pgleak.timeouts import beside_the_timeout
 from pytest_pgleak.verdicts import Verdicts
-from pytest_pgleak.views import View
+from pytest_pgleak.views import ConnectionView, Ending, View
 
 if TYPE_CHECKING:
     from pytest_pgleak.fixture_owners import FixtureOwners
@@ -107,11 +108,12 @@ class ItemCheck:
             self._state.ownership.background.adopt(self.owner)
         return self._call_verdicts
 
-    def end_teardown(self, ended: Sequence[Owner]) -> Verdicts:
+    def end_teardown(self, ended: Sequence[Owner], left_open: tuple[ConnectionView, ...] = ()) -> Verdicts:
         """Judge what the fixtures left that have been torn down.
 
         Args:
             ended: The owners that have ended since the call phase, fixtures of wider scopes included.
+            left_open: Connections that were in a transaction of a fixture's set-up when its teardown began.
         """
         state = self._state
         if self._finalizers_owner is not None:
@@ -125,6 +127,7 @@ class ItemCheck:
             in_transaction_before=self._in_transaction_before,
             failed=self._failed,
             late_commits=self._finds_late_commits,
+            left_open=left_open,
         )
         checkpoint = Checkpoint(question, self.grace, keep=self._belongs_to_teardown)
         findings = settle(self._settling(checkpoint))
@@ -327,20 +330,19 @@ class ItemCheck:
 
     def _belongs_to_teardown(self, finding: Finding, view: View) -> bool:
         if finding.kind == TRANSACTION_LEFT_OPEN:
-            return finding.serial in self._deferred
+            return finding.serial in self._deferred or finding.ending is Ending.CLOSED
         return not self.is_process_lifetime(finding, view)
 
     def _tell(self, findings: Iterable[Finding], view: View) -> tuple[Verdicts, list[Heal]]:
         """Sort, remember, heal. Returns also what has to be awaited for healing."""
         state = self._state
         findings = tuple(findings)
-        verdicts = self.sort(findings)
+        repeated = tuple(finding for finding in findings if finding.is_repeated)
+        verdicts = self.sort(finding for finding in findings if not finding.is_repeated)
         state.judge.settled(findings)
-        if not verdicts.all:
-            return verdicts, []
         if verdicts.told:
             self._item.ihook.pytest_pgleak_findings(item=self._item, findings=verdicts.told)
-        return verdicts, state.healer.heal(verdicts, view)
+        return verdicts, state.healer.heal(replace(verdicts, warning=(*verdicts.warning, *repeated)), view)
 
     def sort(self, findings: Iterable[Finding]) -> Verdicts:
         """Sort findings by what the marker and the settings say."""

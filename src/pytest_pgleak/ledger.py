@@ -45,6 +45,8 @@ class _ConnectionRecord:
     after_response: bool | None = None
     settled: bool = False
     checkout_settled: bool = False
+    was_finished: bool = False
+    is_undone: bool = False
 
     @property
     def is_over(self) -> bool:
@@ -228,6 +230,13 @@ class Ledger:
                 record.settled = True
                 self._forget_if_over(serial, record)
 
+    def undone(self, serial: int) -> None:
+        """Note that pgleak itself has ended the transaction that was left open on a connection."""
+        with self._lock:
+            self._fold()
+            if (record := self._connections.get(serial)) is not None:
+                record.is_undone = True
+
     def settle_transactions(self, serials: Collection[int]) -> None:
         """Note that ended transactions were judged."""
         with self._lock:
@@ -384,12 +393,18 @@ class Ledger:
             ended = replace(event.transaction, pool=record.pool, pool_facts=facts, holder=holder)
             self._transactions.append(ended)
 
+    def _fold_transaction_finished(self, event: Event) -> None:
+        if (record := self._connections.get(event.subject)) is not None:
+            record.was_finished = True
+            record.is_undone = False
+
     def _fold_returned(self, event: Event) -> None:
         self._lost.pop(event.subject, None)
         if (record := self._connections.get(event.subject)) is not None:
             record.checkout = None
             record.began = None
             record.checkout_settled = False
+            record.is_undone = False
             self._forget_if_over(event.subject, record)
 
     def _fold_checkout_collected(self, event: Event) -> None:
@@ -465,6 +480,7 @@ _FOLDS: Final[dict[EventKind, Callable[[Ledger, Event], None]]] = {
     EventKind.CONNECTION_GONE: Ledger._fold_connection_gone,
     EventKind.CHECKED_OUT: Ledger._fold_checked_out,
     EventKind.TRANSACTION_ENDED: Ledger._fold_transaction_ended,
+    EventKind.TRANSACTION_FINISHED: Ledger._fold_transaction_finished,
     EventKind.RETURNED: Ledger._fold_returned,
     EventKind.CHECKOUT_COLLECTED: Ledger._fold_checkout_collected,
     EventKind.DETACHED: Ledger._fold_detached,
@@ -530,4 +546,6 @@ def _view_connection(serial: int, record: _ConnectionRecord) -> ConnectionView:
         held_by_task(held_since.task) if ending is Ending.OPEN else None,
         record.began,
         _has_lost_loop(record.facts),
+        record.was_finished,
+        record.is_undone,
     )

@@ -151,6 +151,8 @@ def _origin(finding: Finding, root: Path) -> list[Line]:
     # Who came first is not to blame for what belongs to the process.
     if callers and finding.dependency is None and not finding.owner.outlives_tests:
         lines.append(_line("called by", ", ".join(callers)))
+    if finding.began is not None:
+        lines.append(_line("began", place(finding.began, root)))
     if finding.kind == NESTED_CHECKOUT and finding.opened is not None:
         lines.append(_line("while", f"another one is held, taken at {place(finding.opened, root)}"))
     elif finding.opened is not None and finding.opened != finding.origin:

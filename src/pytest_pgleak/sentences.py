@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from pytest_pgleak import lifetime_sentences, transaction_sentences
+from pytest_pgleak import lifetime_sentences, open_transaction_sentences, transaction_sentences
 from pytest_pgleak.activity import Backend
 from pytest_pgleak.budget import sentences as peak_sentences
 from pytest_pgleak.findings import Finding
@@ -18,7 +18,7 @@ from pytest_pgleak.kinds import (
     TRANSACTION_LEFT_OPEN,
     UNTRACKED_BACKEND,
 )
-from pytest_pgleak.libraries.library import Words, called, is_block
+from pytest_pgleak.libraries.library import called, is_block
 from pytest_pgleak.prepared import sentences as prepared_sentences
 from pytest_pgleak.session_state import sentences as session_sentences
 from pytest_pgleak.views import Ending
@@ -32,7 +32,7 @@ def verb(finding: Finding) -> str:
         return "prepared"
     if finding.left:
         return session_sentences.verb(finding)
-    if finding.kind == TRANSACTION_LEFT_OPEN and finding.opened != finding.origin:
+    if finding.kind == TRANSACTION_LEFT_OPEN and finding.opened not in (None, finding.origin):
         return "began"
     return "taken" if finding.subject in ("checkout", "nested checkout") else "opened"
 
@@ -62,7 +62,7 @@ def ended(finding: Finding) -> str:
     if finding.kind == NESTED_CHECKOUT:
         return "when every holder of a connection waits for a second one, nobody goes on: a deadlock under load"
     if finding.kind == TRANSACTION_LEFT_OPEN:
-        return f"{finding.owner.describe()} ended; {_nobody_ended(finding.words)}"
+        return open_transaction_sentences.ended(finding)
     if finding.ending is Ending.DROPPED:
         return f"garbage-collected{after}; nothing called close()"
     return lifetime_sentences.open_still(finding, f"still open{_holder(finding)}")
@@ -89,10 +89,6 @@ def _ended_checkout(finding: Finding, after: str) -> str:
 def _closing(finding: Finding) -> str:
     close = "close()" if is_block(finding.words.open_pool) else called(finding.words.open_pool)
     return f"{close} on the {'engine' if finding.library.pool_is_lazy else 'pool'}"
-
-
-def _nobody_ended(words: Words) -> str:
-    return "nothing called commit() or rollback()" if words.commit else "nothing committed it or rolled it back"
 
 
 def _after(finding: Finding) -> str:
@@ -169,7 +165,7 @@ def fix(finding: Finding) -> str:
     if finding.kind == NESTED_CHECKOUT:
         return "pass the connection that is held on to what takes the second one, or give it back first"
     if finding.kind == TRANSACTION_LEFT_OPEN:
-        return _fix_transaction(finding)
+        return open_transaction_sentences.fix(finding)
     return "end what the test has started, or close the other driver's connection; for one on purpose, allow it"
 
 
@@ -178,16 +174,6 @@ _FIXES: Final[dict[str, Callable[[Finding], str]]] = {
     "prepared transaction": prepared_sentences.fix,
     "connections": peak_sentences.fix,
 }
-
-
-def _fix_transaction(finding: Finding) -> str:
-    words, failed = finding.words, finding.transaction_status == "INERROR"
-    if not words.commit:
-        does = "rolls back when a statement fails" if failed else "commits when it ends"
-        return f"write inside `{words.transaction}`, which {does}"
-    if failed:
-        return f"call `{words.rollback}` when a statement fails, or run it inside `{words.transaction}`"
-    return f"call `{words.commit}` before it ends, or write inside `{words.transaction}`"
 
 
 def _fix_connection(finding: Finding) -> str:

@@ -12,6 +12,7 @@ import pytest
 from pytest_pgleak.checkpoints import Checkpoint
 from pytest_pgleak.find import Question
 from pytest_pgleak.fixture_owners import FixtureOwners
+from pytest_pgleak.fixture_transactions import FixtureTransactions
 from pytest_pgleak.hangs.hangs import Hangs
 from pytest_pgleak.item_checks import CALL_OWNER, CHECK, ENTRIES, ItemCheck
 from pytest_pgleak.owners import Owner
@@ -38,6 +39,7 @@ class Session:
     def __init__(self, config: pytest.Config) -> None:
         self.state = State(config)
         self.fixtures = FixtureOwners(self.state.ownership, self.state.observers.servers.tick, self._release)
+        self.transactions = FixtureTransactions(self.state, self.fixtures)
         self.hangs = Hangs(self.state, self.fixtures)
         self._config = config
         self._checked = 0
@@ -198,7 +200,8 @@ class Session:
             # A fixture that checked tests have used ends with one that is not checked.
             check = ItemCheck(self.state, self.fixtures, item, MarkerSettings())
         if check is not None:
-            verdicts = self._guarded(item, lambda: check.end_teardown(ended)) or Verdicts()
+            left_open = self.transactions.take(ended)
+            verdicts = self._guarded(item, lambda: check.end_teardown(ended, left_open)) or Verdicts()
             self._conclude(item, check, verdicts, failed)
 
     def _conclude(self, item: pytest.Item, check: ItemCheck, verdicts: Verdicts, failed: bool) -> None:

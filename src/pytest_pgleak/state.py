@@ -91,7 +91,7 @@ class State:
             self._may_be_ours,
             self.fault,
         )
-        self.healer = Healer(self.observers, self.may_terminate, prepared.heal, self.sessions.undo)
+        self.healer = Healer(self.observers, self.may_terminate, prepared.heal, self.sessions.undo, self.ledger.undone)
         self.verdict = Verdict(lambda: self.settings, config.hook.pytest_pgleak_ignore, config.rootpath)
         self.reported: list[Reported] = []
         self.notes: list[str] = []

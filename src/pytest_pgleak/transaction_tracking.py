@@ -158,6 +158,8 @@ class TransactionTracking:
         transaction = self._open.get(serial)
         if transaction is not None:
             operation = _in_its_turn(transaction, operation, now)
+        if now == IDLE and (transaction is not None or how_of(operation) is not None):
+            self.record(Event(EventKind.TRANSACTION_FINISHED, serial))
         if now in (IDLE, "UNKNOWN"):
             if transaction is not None:
                 del self._open[serial]

@@ -55,6 +55,8 @@ class ConnectionView:
         task: The task that holds it, where that is not the one which runs the test.
         began: Where the open transaction began, if anybody saw it.
         loop_is_closed: Whether the event loop that it was opened in is closed, or gone.
+        was_finished: Whether anybody has ever committed or rolled back on it.
+        is_undone: Whether pgleak was the last to roll back on it, after a finding.
     """
 
     serial: int
@@ -69,6 +71,8 @@ class ConnectionView:
     task: TaskInfo | None = None
     began: Moment | None = None
     loop_is_closed: bool = False
+    was_finished: bool = False
+    is_undone: bool = False
 
     @property
     def held(self) -> Moment:

@@ -4,7 +4,7 @@ import itertools
 from dataclasses import replace
 
 import pytest
-from builders import CALL, FIXTURE, LIFESPAN, OTHER, backend, code, connection, frame, moment, pool, stack
+from builders import CALL, FIXTURE, LIFESPAN, OTHER, SESSION, backend, code, connection, frame, moment, pool, stack
 
 from pytest_pgleak.activity import NOTHING_KNOWN, Activity
 from pytest_pgleak.find import Question, find
@@ -262,13 +262,63 @@ def test_a_checkout_is_charged_to_whoever_took_it_and_where():
     assert found.pool.checked_out == 1
 
 
-def test_an_open_transaction_is_the_askers_where_it_began():
-    began = moment(CALL, at=3.0, where=stack(("write", "/project/app/write.py", 30)))
-    view = View((connection(10, OPEN, moment(FIXTURE), transaction_status="INTRANS", began=began),))
+WRITE = stack(("write", "/project/app/write.py", 30))
+WROTE_AT = frame(30, "write", "/project/app/write.py")
+FUNCTION_FIXTURE = Owner(4, "fixture", "test_visits.py::test_visit", "db", "function")
+PROCESS = Owner(0, "process", variable="app.db.conn")
+
+
+def left_open(holder, **more):
+    more.setdefault("began", moment(CALL, at=3.0, where=WRITE))
+    view = View((connection(10, OPEN, moment(holder), transaction_status="INTRANS", **more),))
     (found,) = find(view, NOTHING_KNOWN, Question(CALL, transactions=True))
-    assert found.owner == CALL
-    assert found.origin == frame(30, "write", "/project/app/write.py")
-    assert found.opened == frame()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("holder", "facts"),
+    [
+        (LIFESPAN, {}),
+        (FUNCTION_FIXTURE, {}),
+        (FIXTURE, {"was_finished": True}),
+        (FIXTURE, {"began": moment(CALL, at=3.0, where=WRITE, request=Request(1, "GET", "/"))}),
+        (PROCESS, {"was_finished": True}),
+    ],
+)
+def test_an_open_transaction_is_the_askers_where_it_began(holder, facts):
+    found = left_open(holder, **facts)
+    assert (found.owner, found.origin, found.opened, found.began) == (CALL, WROTE_AT, frame(), None)
+
+
+@pytest.mark.parametrize("holder", [FIXTURE, SESSION, PROCESS])
+def test_it_is_the_fixtures_where_nobody_has_ever_ended_one(holder):
+    found = left_open(holder)
+    assert (found.owner, found.origin, found.opened, found.began) == (holder, frame(), None, WROTE_AT)
+
+
+@pytest.mark.parametrize("holder", [FIXTURE, LIFESPAN])
+def test_what_was_told_and_undone_is_repeated_until_somebody_ends_one(holder):
+    assert not left_open(holder).is_repeated
+    again = left_open(holder, is_undone=True)
+    assert again.is_repeated
+    assert not again.can_heal
+    in_request = moment(CALL, at=3.0, where=WRITE, request=Request(1, "GET", "/"))
+    assert not left_open(holder, is_undone=True, began=in_request).is_repeated
+
+
+def test_a_transaction_that_a_fixture_left_open_for_its_tests():
+    seen = connection(10, CLOSED, moment(FIXTURE), transaction_status="INTRANS", began=moment(FIXTURE, where=WRITE))
+    ended = frozenset({FIXTURE.serial})
+    (found,) = find(View(), NOTHING_KNOWN, Question(CALL, ended=ended, left_open=(seen,)))
+    assert (found.kind, found.owner, found.origin, found.opened) == (IN_TRANSACTION, FIXTURE, WROTE_AT, frame())
+    assert not found.can_heal
+    assert find(View(), NOTHING_KNOWN, Question(CALL, left_open=(seen,))) == ()
+
+
+def test_one_that_is_not_closed_either_is_one_finding():
+    seen = connection(10, CLOSED, moment(FIXTURE), transaction_status="INTRANS", began=moment(FIXTURE))
+    view = View((connection(10, OPEN, moment(FIXTURE), transaction_status="INTRANS", began=moment(FIXTURE)),))
+    assert kinds(view, Question(CALL, ended=frozenset({FIXTURE.serial}), left_open=(seen,))) == [NOT_CLOSED]
 
 
 def test_an_open_transaction_that_another_one_began_is_not_the_askers():

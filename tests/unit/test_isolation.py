@@ -7,7 +7,7 @@ import pytest
 from builders import code
 from fastapi import FastAPI
 
-from pytest_pgleak.isolation import finishes_prepared, is_installed, rolls_back
+from pytest_pgleak.isolation import finishes_prepared, is_installed, keeps_transaction, rolls_back
 
 
 def calls_rollback(conn):
@@ -222,3 +222,32 @@ def test_a_fixture_that_finishes_prepared_transactions(function):
 @pytest.mark.parametrize("function", [only_prepares, calls_rollback, len, CallableWithoutCode()])
 def test_a_fixture_that_finishes_none(function):
     assert not finishes_prepared(function)
+
+
+def begins_in_sql(conn):
+    conn.execute("  BEGIN isolation level serializable")
+    yield conn
+
+
+def begins_by_name(engine):
+    connection = engine.connect()
+    connection.begin()
+    yield connection
+
+
+def opens_a_block(conn):
+    with conn.transaction():
+        yield conn
+
+
+def only_selects(conn):
+    conn.execute("select 'begin'")
+    yield conn
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [(begins_in_sql, True), (begins_by_name, True), (opens_a_block, True), (only_selects, False)],
+)
+def test_a_transaction_that_is_kept_on_purpose(function, expected):
+    assert keeps_transaction(function) is expected

@@ -570,6 +570,61 @@ def test_only_so_many_ended_transactions_are_kept():
     assert len(made.view().transactions) == 1000
 
 
+class Loop:
+    def __init__(self):
+        self.closed = False
+
+    def is_closed(self):
+        return self.closed
+
+
+def test_a_pool_and_a_connection_know_whether_their_loop_is_closed():
+    loop = Loop()
+    pool = replace(pool_opened(), opened_pool=replace(pool_facts(), loop=weakref.ref(loop)))
+    direct = opened()
+    made = ledger(pool, replace(direct, connection=replace(direct.connection, loop=weakref.ref(loop))))
+
+    def shown():
+        view = made.view()
+        return view.pools[20].loop_is_closed, view.connections[0].loop_is_closed
+
+    assert shown() == (False, False)
+    loop.closed = True
+    assert shown() == (True, True)
+    loop.closed = False
+    del loop
+    gc.collect()
+    assert shown() == (True, True)
+    assert not ledger(opened()).view().connections[0].loop_is_closed
+
+
+def test_whether_anybody_has_ended_a_transaction():
+    made = ledger(opened(), began())
+    assert not only(made).was_finished
+    made.record(Event(EventKind.TRANSACTION_FINISHED, 10))
+    assert only(made).was_finished
+
+
+def test_a_transaction_that_was_undone_is_known_until_somebody_ends_one():
+    made = ledger(opened(), checked_out(), began())
+    made.undone(10)
+    made.record(began(at=4.0))
+    assert only(made).is_undone
+    made.record(Event(EventKind.TRANSACTION_FINISHED, 10))
+    assert not only(made).is_undone
+    made.undone(10)
+    made.record(returned())
+    made.record(checked_out(at=5.0))
+    assert not only(made).is_undone
+    made.undone(99)
+
+
+def test_the_facts_of_a_pool():
+    made = ledger(pool_opened())
+    assert made.pool_facts(20).name == "pool-1"
+    assert made.pool_facts(21) is None
+
+
 def test_a_nested_checkout_names_both():
     made = ledger(pool_opened(), opened(10, pool=20), opened(11, pool=20))
     first = moment(at=2.0)

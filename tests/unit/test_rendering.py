@@ -250,6 +250,59 @@ def test_a_forgotten_commit_on_a_fixtures_connection(root, at):
     )
 
 
+def test_a_fixtures_connection_on_which_nobody_ends_a_transaction(root, at):
+    expect(
+        root,
+        finding(
+            "transaction-left-open",
+            ending=OPEN,
+            origin=at(6, "take"),
+            owner=FIXTURE,
+            connection=SYNC,
+            transaction_status="INTRANS",
+            began=frame(9, "test_it", str(root / "test_it.py")),
+        ),
+        is_="""
+[transaction-left-open] transaction left open on a connection that lives on
+  opened    app/db.py:6 in take
+                conn.execute("insert into visits default values")
+  began     test_it.py:9 in test_it
+  owner     fixture 'db' (module scope)
+  server    pid 4711, in a transaction (INTRANS) by the client's account
+  ended     the test ended; nothing has called commit() or rollback() since the connection was opened
+  fix       call `conn.rollback()` in a function-scoped fixture, after the `yield`; or open it with `autocommit=True`;\
+ or `conn.commit()` in the test
+  allow     @pytest.mark.pgleak(allow=["transaction-left-open"])
+""",
+    )
+
+
+def test_a_pool_of_a_global_variable(root, at):
+    expect(
+        root,
+        finding(
+            "pool-not-closed",
+            "pool",
+            OPEN,
+            origin=at(6, "Database.take"),
+            stack=(at(6, "Database.take"), frame(9, "test_it", str(root / "test_it.py"))),
+            owner=Owner(0, "process", variable="app.db.database.pool"),
+            pool=pool_state(is_async=False, checked_out=0),
+        ),
+        is_="""
+[pool-not-closed] pool opened and never closed
+  opened    app/db.py:6 in Database.take
+                conn.execute("insert into visits default values")
+  owner     the process (module global app.db.database.pool)
+  pool      'pool-1' (ConnectionPool, max_size 4), 0 checked out
+  ended     it did not: a process-lifetime pool, still open, 1 connection in it
+  fix       nothing, if it is meant to live that long; else open and close it in the lifespan, or in a fixture of\
+ session scope
+  ignore    a line of pgleak_ignore: pool-not-closed app/db.py::take
+""",
+    )
+
+
 def test_a_backend_that_nobody_knows(root):
     row = backend(815, application_name="psql", client_port=-1, state="idle", query="select * from t where id = 7")
     expect(

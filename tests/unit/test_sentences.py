@@ -27,6 +27,8 @@ REQUEST = RequestInfo(1, "GET", "/visit/", "/visit/", "add_visit", 200)
 TASK = TaskInfo("Task-7", "listen", "/project/app/listen.py", 20)
 SYNC = connection_facts(is_async=False)
 RUNNING = "task 'Task-7' (listen) is still running"
+PROCESS = Owner(0, "process", variable="app.db.pool")
+NO_LOOP = "its event loop is closed: nobody can close it any more, and it opens no other connection"
 BLOCK = Owner(5, "block", "test_a.py::test_it")
 
 
@@ -64,6 +66,7 @@ def untracked(**more):
         (Owner(4, "lifespan", "test_a.py::test_it"), "the application's lifespan"),
         (BLOCK, "the no_leaks() block"),
         (SESSION, "the process (opened at import or collection)"),
+        (PROCESS, "the process (module global app.db.pool)"),
     ],
 )
 def test_who(owner, expected):
@@ -79,6 +82,7 @@ def test_who(owner, expected):
         (not_returned(), "taken"),
         (in_transaction(), "opened"),
         (in_transaction(opened=frame(3, "db")), "began"),
+        (in_transaction(opened=None, began=frame(9, "test_it")), "opened"),
     ],
 )
 def test_what_happened_at_the_origin(found, expected):
@@ -118,7 +122,36 @@ def test_what_happened_at_the_origin(found, expected):
         (left_pool(DROPPED), "garbage-collected; nothing called close() on the pool"),
         (in_transaction(), "the test ended; nothing called commit() or rollback()"),
         (in_transaction(owner=BLOCK), "the no_leaks() block ended; nothing called commit() or rollback()"),
+        (
+            in_transaction(began=frame(9, "test_it")),
+            "the test ended; nothing has called commit() or rollback() since the connection was opened",
+        ),
+        (
+            replace(in_transaction(owner=FIXTURE), ending=CLOSED),
+            f"{FIXTURE.describe()} left it open for the tests; nothing called commit() or rollback() meanwhile",
+        ),
         (untracked(), "still there after the test"),
+        # What lives as long as the process, and what lives longer than its event loop.
+        (not_closed(owner=SESSION), "it did not: a process-lifetime connection, still open"),
+        (
+            left_pool(owner=PROCESS, pool=pool_state(members=2)),
+            "it did not: a process-lifetime pool, still open, 2 connections in it",
+        ),
+        (not_returned(owner=PROCESS), "it did not: a process-lifetime checkout, still out"),
+        (left_pool(DROPPED, owner=PROCESS), "garbage-collected; nothing called close() on the pool"),
+        (left_pool(loop_is_closed=True), f"it did not: the test ended and the pool is still open; {NO_LOOP}"),
+        (
+            left_pool(owner=PROCESS, loop_is_closed=True),
+            f"it did not: a process-lifetime pool, still open; {NO_LOOP}",
+        ),
+        (
+            not_closed(loop_is_closed=True),
+            (
+                "it did not: the test ended and the connection is still open;"
+                " the event loop that it was opened in is closed"
+            ),
+        ),
+        (left_pool(DROPPED, loop_is_closed=True), "garbage-collected; nothing called close() on the pool"),
     ],
 )
 def test_how_it_ended(found, expected):
@@ -190,11 +223,42 @@ def test_what_the_server_saw(found, expected):
 ASYNC_WITH = "`async with await psycopg.AsyncConnection.connect(…) as conn:`"
 ASYNC_CHECKOUT = "`async with pool.connection() as conn:`"
 WITH = "`with psycopg.connect(…) as conn:`"
+AS_LONG_AS_IT_IS_MEANT = (
+    "nothing, if it is meant to live that long; else open and close it in the lifespan, or in a fixture of session"
+    " scope"
+)
+IN_ONE_LOOP = (
+    "open and close it in one event loop: in the lifespan, or in a fixture whose loop has the scope of the tests that"
+    " use it"
+)
 
 
 @pytest.mark.parametrize(
     ("found", "expected"),
     [
+        (not_closed(owner=PROCESS), AS_LONG_AS_IT_IS_MEANT),
+        (left_pool(owner=SESSION), AS_LONG_AS_IT_IS_MEANT),
+        (
+            not_returned(owner=PROCESS),
+            "nothing, if it is meant to be out that long; else take it and give it back in one function",
+        ),
+        (left_pool(owner=PROCESS, loop_is_closed=True), IN_ONE_LOOP),
+        (left_pool(loop_is_closed=True), IN_ONE_LOOP),
+        (
+            left_pool(DROPPED, loop_is_closed=True),
+            "use `async with AsyncConnectionPool(…) as pool:`, or close it in a `finally:`",
+        ),
+        (
+            in_transaction(began=frame(9, "test_it")),
+            (
+                "call `await conn.rollback()` in a function-scoped fixture, after the `yield`; or open it with"
+                " `autocommit=True`; or `await conn.commit()` in the test"
+            ),
+        ),
+        (
+            replace(in_transaction(connection=SYNC), ending=CLOSED),
+            "call `conn.commit()` before the `yield`, or open it with `autocommit=True`",
+        ),
         (dropped(), f"use {ASYNC_WITH}, or close it in a `finally:`"),
         (not_closed(connection=SYNC), f"use {WITH}, or close it in a `finally:`"),
         (dropped(request=REQUEST), f"use {ASYNC_WITH}, or close it in a `finally:`"),

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import asyncio
+import weakref
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from builders import CALL, OTHER, Living, checked_out, gone, opened, pool_opened
+from builders import CALL, OTHER, Living, checked_out, gone, opened, pool_facts, pool_opened
 
 from pytest_pgleak.descriptors import Places
 from pytest_pgleak.hangs.slot_notes import SlotNotes, chain, has_note, is_full
@@ -25,6 +28,32 @@ def notes(*events):
     for event in events:
         ledger.record(event)
     return SlotNotes(ledger, Observers(KnownServers(Places(), lambda: None)), lambda: CALL.nodeid, Path("/project"))
+
+
+def starved(loop):
+    facts = replace(pool_facts(), loop=loop)
+    error = PoolTimeout("couldn't get a connection")
+    notes(replace(pool_opened(), opened_pool=facts)).pool_starved(POOL, 20, error)
+    return "\n".join(error.__notes__)
+
+
+def test_a_pool_that_is_asked_in_another_event_loop():
+    async def own():
+        return starved(weakref.ref(asyncio.get_running_loop()))
+
+    async def others():
+        return starved(reference)
+
+    loop = asyncio.new_event_loop()
+    reference = weakref.ref(loop)
+    assert "event loop" not in loop.run_until_complete(own())
+    assert "it was opened in another event loop" in starved(reference)
+    assert "it was opened in another event loop" in asyncio.run(others())
+    loop.close()
+    assert "its event loop is closed" in starved(reference)
+    del loop
+    assert "its event loop is closed" in starved(reference)
+    assert "event loop" not in starved(None)
 
 
 @pytest.mark.parametrize(

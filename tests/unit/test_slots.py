@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from builders import frame
 
 from pytest_pgleak.hangs.slots import Client, Crowd, Limits, PoolFigures, Slot, crowd_note, pool_note
@@ -29,6 +30,25 @@ def test_who_holds_the_connections_of_a_pool():
         "    last sql  select '…'",
         f"  a slot that is lost: taken 9.0 s ago at {where}, GET /visit/{{id}} (#3), by this test, {how}",
     ]
+
+
+@pytest.mark.parametrize(
+    ("loop", "text"),
+    [
+        (
+            "closed",
+            "  its event loop is closed: it can open no connection any more. Open it in the loop that uses it: ",
+        ),
+        (
+            "another",
+            "  it was opened in another event loop, and can open a connection only there. Open it in the loop ",
+        ),
+    ],
+)
+def test_a_pool_of_another_event_loop(loop, text):
+    shown = pool_note(PoolFigures("app", 2, loop), [], None, ROOT).splitlines()
+    assert len(shown) == 2
+    assert shown[1].startswith(text)
 
 
 def test_a_connection_that_was_closed_is_lost_too():

@@ -256,7 +256,7 @@ def test_what_was_begun_before_anybody_looked_is_not_followed(follower):
     follower.do(INSERT, "INTRANS", row=WROTE)
     follower.do(ROLLBACK, "IDLE")
     follower.ending(How.CLOSE)
-    assert follower.events == []
+    assert follower.ended == []
 
 
 @pytest.mark.parametrize("status", ["INTRANS", "INERROR", "ACTIVE"])
