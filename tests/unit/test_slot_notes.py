@@ -32,9 +32,10 @@ def notes(*events):
 
 def starved(loop):
     facts = replace(pool_facts(), loop=loop)
-    error = PoolTimeout("couldn't get a connection")
-    notes(replace(pool_opened(), opened_pool=facts)).pool_starved(POOL, 20, error)
-    return "\n".join(error.__notes__)
+    written = notes(replace(pool_opened(), opened_pool=facts))
+    written.pool_starved(POOL, 20, PoolTimeout("couldn't get a connection"))
+    (noted,) = written.take()
+    return noted.note
 
 
 def test_a_pool_that_is_asked_in_another_event_loop():
