@@ -47,16 +47,16 @@ class LeakTracker:
         return tuple(c for c in self._state.ledger.view().connections if c.ending is Ending.OPEN)
 
     def findings(self) -> tuple[Finding, ...]:
-        """Return what would be told if the test ended now. Nothing is waited for, nothing fails.
+        """Return what would be found if the test ended now. Nothing is waited for, nothing fails.
 
-        What is allowed, ignored, off or known is left out, as it is at the end of the test.
+        This is what is there. Levels, ``allow``, ignore rules and the baseline only decide what becomes of it.
         """
         owner = self._item.stash.get(CALL_OWNER, None)
         if owner is None:
             return ()
         ended = frozenset({owner.serial})
         checkpoint = Checkpoint(Question(owner, ended, ended), grace=0.0, keep=_keep(self._state))
-        return _sorted(settle(self._state.judge.settling(checkpoint)), self._item, self._state).told
+        return settle(self._state.judge.settling(checkpoint))
 
     def no_leaks(self) -> NoLeaks:
         """Make a block, ``with`` or ``async with``, that fails at its end if what ran inside left something.
