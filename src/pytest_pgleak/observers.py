@@ -58,13 +58,21 @@ class Observers:
 
     def learn(self, facts: ConnectionFacts, connection: Any) -> None:
         """Take note of the server that the application has connected to; its password stays inside the observer."""
-        if facts.server not in self._by_server and facts.backend_pid:
+        if facts.server not in self._by_server and facts.server not in self._blind and facts.backend_pid:
             parameters = facts.library.parameters(connection)
             if "," in parameters.get("host", ""):
                 # One of several hosts answered: the observer must ask that one.
                 parameters.pop("hostaddr", None)
                 parameters |= dict(zip(("host", "port"), facts.server, strict=True))
-            self._by_server.setdefault(facts.server, Observer(_conninfos(parameters)))
+            try:
+                observer = Observer(_conninfos(parameters))
+            except ImportError as error:  # psycopg without libpq: the application may use another driver
+                self._blind[facts.server] = (
+                    f"psycopg cannot be imported ({str(error).partition(chr(10))[0]}), and pgleak looks at the server through it.\n"
+                    '  Install it with its libpq: pip install "psycopg[binary]".'
+                )
+                return
+            self._by_server.setdefault(facts.server, observer)
 
     def seeing(self, connections: Iterable[ConnectionFacts]) -> dict[Server, Observer]:
         """Return the observers that can see, by server. May be called from any thread.
@@ -91,7 +99,8 @@ class Observers:
         if self._process != os.getpid():
             return None  # a forked child: what it drops is its parent's, and still in use there
         self.learn(facts, connection)
-        return self._by_server[facts.server].row_now(facts.backend_pid, wait)
+        observer = self._by_server.get(facts.server)
+        return None if observer is None else observer.row_now(facts.backend_pid, wait)
 
     def begin(self, watched: Watched, known_pids: Callable[[], frozenset[int]]) -> None:
         """Remember which backends nobody here has opened, before a test starts.
@@ -278,8 +287,11 @@ def _parse(dsn: str) -> dict[str, str]:
 
 def _conninfos(parameters: dict[str, str]) -> list[str]:
     from psycopg.conninfo import make_conninfo
+    from psycopg.pq import Conninfo
 
-    own = {key: value for key, value in parameters.items() if key not in _NOT_FOR_THE_OBSERVER}
+    # Another libpq than psycopg's may have told them, and know more of them.
+    known = {option.keyword.decode() for option in Conninfo.get_defaults()}
+    own = {key: value for key, value in parameters.items() if key in known and key not in _NOT_FOR_THE_OBSERVER}
     own |= {"application_name": OBSERVER_NAME, "client_encoding": "UTF8"}
     own.setdefault("connect_timeout", "5")
     candidates = ["postgres", parameters.get("dbname", "")]
