@@ -17,6 +17,10 @@ Server = tuple[str, str]
 OBSERVER_NAME: Final = "pgleak observer"
 """``application_name`` of pgleak's own connections."""
 
+NO_PSYCOPG: Final = (
+    "psycopg cannot be imported ({error}), and pgleak looks at the server through it;"
+    ' install it with its libpq: pip install "psycopg[binary]"'
+)
 NO_PID: Final = "it says no pid of its connections, as PGlite does"
 
 
@@ -119,7 +123,12 @@ class KnownServers:
         known = self._known_by_another_name(facts) if may_ask else None
         if server in self:
             return  # it is the one of the settings
-        self._observers[server] = known or Observer(_conninfos(_parameters(facts, connection)), self._places, True)
+        try:
+            observer = known or Observer(_conninfos(_parameters(facts, connection)), self._places, True)
+        except ImportError as error:  # psycopg without libpq: the application may use another driver
+            self._blind[server] = NO_PSYCOPG.format(error=str(error).partition("\n")[0])
+            return
+        self._observers[server] = observer
         self._learned_at[server] = next(self._ticks)
         if known is None:
             self._new.add(server)

@@ -178,7 +178,13 @@ _FIXES: Final[dict[str, Callable[[Finding], str]]] = {
 
 def _fix_connection(finding: Finding) -> str:
     fix = _open_in_a_block(finding) if finding.words.open else _close_by_hand(finding)
-    return f"{fix}; {finding.words.caution}" if finding.words.caution else fix
+    return _with_caution(fix, finding)
+
+
+def _with_caution(fix: str, finding: Finding) -> str:
+    caution = finding.words.caution
+    # One remark is enough; and whoever has closed it did not think that a block would.
+    return f"{fix}; {caution}" if caution and ";" not in fix and finding.ending is not Ending.CLOSED else fix
 
 
 def _close_by_hand(finding: Finding) -> str:
@@ -213,7 +219,7 @@ def _open_in_a_block(finding: Finding) -> str:
 def _fix_checkout(finding: Finding) -> str:
     words = finding.words
     if not words.take:
-        return _give_back_by_hand(finding) + (f"; {words.caution}" if words.caution else "")
+        return _with_caution(_give_back_by_hand(finding), finding)
     if finding.ending is Ending.CLOSED:
         return f"give it back with `{words.give_back}` instead of closing it, or use `{words.take}`"
     if finding.dependency is not None or finding.owner.what == "fixture":

@@ -100,7 +100,7 @@ def _fix_lost(transaction: Transaction, words: Words, *, in_pool: bool) -> str:
     if _failed_by_a_statement(transaction):
         return (
             f"do not swallow {transaction.failed_by or 'the error'}: the whole transaction failed with that statement;"
-            f" run what may fail {f'inside `{words.savepoint}`' if words.savepoint else 'after a SAVEPOINT of its own'}"
+            f" run what may fail {_in_a_savepoint(words)}"
         )
     if transaction.how is How.ROLLBACK:
         return _fix_rollback(transaction, words)
@@ -135,6 +135,13 @@ def _commit_before_the_response(words: Words) -> str:
         f"commit before the response: {words.to_commit} in the path operation, or declare the dependency with"
         ' `Depends(…, scope="function")`'
     )
+
+
+def _in_a_savepoint(words: Words) -> str:
+    if not words.savepoint:
+        return "after a SAVEPOINT of its own"
+    # Where a transaction is always such a block, there is one around it already.
+    return f"inside {'another ' if not words.commit else ''}`{words.savepoint}`"
 
 
 def _nobody_committed(words: Words) -> str:
