@@ -114,13 +114,15 @@ class FixtureOwners:
         self._definitions.pop(owner.serial, None)
         self._ownership.forget_lifespan(owner)
 
-    def guardian_of(self, target: object, stack: RawStack, item: pytest.Item) -> Owner | None:
+    def guardian_of(self, target: object, stack: RawStack, item: pytest.Item, is_lent: bool = False) -> Owner | None:
         """Find who, of those that are still alive, is going to close something that a test has opened.
 
         Args:
             target: The connection or the pool.
             stack: Where it was opened.
             item: The test.
+            is_lent: Whether it is a pool's connection, checked out. A fixture that has used its pool before the test
+                may still have that connection in a variable, long since given back.
 
         Returns:
             A fixture or a lifespan; the test's own owner is `item`'s business.
@@ -131,7 +133,8 @@ class FixtureOwners:
             function = self._functions[owner.serial]
             if getattr(function, "__module__", "").startswith("pytest_pgleak."):
                 continue  # the plugin's own clients hold the whole application
-            if _has_teardown(definition) and (opened_inside(stack, function) or is_held(target, roots)):
+            own = code_of(function) if is_lent else None
+            if _has_teardown(definition) and (opened_inside(stack, function) or is_held(target, roots, own)):
                 return owner
             if (teardown := _xunit_teardown(owner, item)) is not None:
                 held = _globals_named(teardown) if owner.scope == "module" else [getattr(item, "instance", None)]

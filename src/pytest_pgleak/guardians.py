@@ -38,12 +38,13 @@ _SQLALCHEMY: Final = (
 _CLOSED_BOOKS_TYPES: Final = (type, types.ModuleType, types.CodeType, types.TracebackType, str, bytes, int, float)
 
 
-def is_held(target: object, roots: Iterable[object]) -> bool:
+def is_held(target: object, roots: Iterable[object], not_in: types.CodeType | None = None) -> bool:
     """Tell whether an object can be reached from others.
 
     Args:
         target: The object.
         roots: Where to start: values, finalizers, suspended generators.
+        not_in: A suspended function. That one of its variables is the object itself does not count.
     """
     seen: set[int] = set()
     queue = deque(roots)
@@ -54,7 +55,9 @@ def is_held(target: object, roots: Iterable[object]) -> bool:
         if id(current) in seen or isinstance(current, _CLOSED_BOOKS_TYPES) or _is_frameworks(current):
             continue
         seen.add(id(current))
-        queue.extend(_held_by(current))
+        frame = _frame_of(current) if not_in is not None else None
+        is_aside = frame is not None and frame.f_code is not_in
+        queue.extend(each for each in _held_by(current) if not (is_aside and each is target))
     return False
 
 
@@ -118,10 +121,7 @@ def _held_by(current: Any) -> Iterable[object]:
         return (current.__self__, current.__func__)
     if isinstance(current, partial):
         return (current.func, *current.args, *current.keywords.values())
-    frame = next(
-        (frame for name in ("gi_frame", "ag_frame", "cr_frame") if (frame := getattr(current, name, None))), None
-    )
-    if frame is not None:
+    if (frame := _frame_of(current)) is not None:
         return list(frame.f_locals.values())
     if isinstance(current, types.FrameType):
         return ()
@@ -129,6 +129,13 @@ def _held_by(current: Any) -> Iterable[object]:
         # Not by its referents: the dictionary of an instance with inline attributes shows none (CPython 3.13).
         return list(dict.values(current))
     return gc.get_referents(current)
+
+
+def _frame_of(current: Any) -> types.FrameType | None:
+    """Return the frame of a suspended generator or coroutine."""
+    return next(
+        (frame for name in ("gi_frame", "ag_frame", "cr_frame") if (frame := getattr(current, name, None))), None
+    )
 
 
 def _cells(function: types.FunctionType) -> list[object]:

@@ -257,7 +257,8 @@ class ItemCheck:
             return False
         key = (finding.subject, finding.serial)
         if key not in self._guarded:
-            guardian = self._fixtures.guardian_of(target, _stack_of(finding, view), self._item)
+            is_lent = finding.subject == "checkout"
+            guardian = self._fixtures.guardian_of(target, _stack_of(finding, view), self._item, is_lent)
             if guardian is None and is_held(target, pending_finalizers(self._item)):
                 guardian = self._until_teardown()
             self._guarded[key] = guardian
