@@ -229,6 +229,11 @@ class ItemCheck:
             return False
         if opener.scope == "function" and finding.library.ends_transactions:
             return False  # it is given back right after the test, and that ends it
+        if opener.what == "fixture" and opener.scope == "function" and not self._has_written(finding):
+            # psycopg begins a transaction with the first SELECT, and this one ends with its connection, right after the
+            # test. A session's fixture would hand it on to the next test.
+            self._deferred |= {finding.serial}
+            return False
         if opener.scope != "function" and self._fixtures.rolls_back_for(opener, self._item):
             return False
         isolates = self._fixtures.any_function_scoped(self._item, rolls_back)
@@ -237,6 +242,13 @@ class ItemCheck:
             self._deferred |= {finding.serial}
             return False
         return True
+
+    def _has_written(self, finding: Finding) -> bool:
+        """Tell whether the open transaction of a finding has written anything, as far as the server is known."""
+        if finding.connection is None:
+            return False
+        backend = self._state.observers.look([finding.connection]).backends.get(finding.connection.backend_pid)
+        return backend is not None and backend.backend_xid is not None
 
     def _is_finished_by_teardown(self, left: LeftPrepared) -> bool:
         """Hand a prepared transaction over to the teardown of this test, where that finishes some."""
