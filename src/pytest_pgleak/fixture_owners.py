@@ -137,7 +137,13 @@ class FixtureOwners:
         self._ownership.forget_lifespan(owner)
 
     def guardian_of(
-        self, target: object, stack: RawStack, item: pytest.Item, around: Sequence[object] = ()
+        self,
+        target: object,
+        stack: RawStack,
+        item: pytest.Item,
+        around: Sequence[object] = (),
+        *,
+        is_lent: bool = False,
     ) -> Owner | None:
         """Find who, of those that are still alive, is going to close something that a test has opened.
 
@@ -146,6 +152,8 @@ class FixtureOwners:
             stack: Where it was opened.
             item: The test.
             around: What holds it without being able to close it.
+            is_lent: Whether it is a pool's connection, checked out. A fixture that has used its pool before the test
+                may still have that connection in a variable, long since given back.
 
         Returns:
             A fixture or a lifespan; the test's own owner is `item`'s business.
@@ -156,7 +164,8 @@ class FixtureOwners:
             function = self._functions[owner.serial]
             if getattr(function, "__module__", "").startswith("pytest_pgleak."):
                 continue  # the plugin's own clients hold the whole application
-            if _has_teardown(definition) and (opened_inside(stack, function) or is_held(target, roots, around)):
+            own = code_of(function) if is_lent else None
+            if _has_teardown(definition) and (opened_inside(stack, function) or is_held(target, roots, around, own)):
                 return owner
             if (teardown := _xunit_teardown(owner, item)) is not None:
                 held = _globals_named(teardown) if owner.scope == "module" else [getattr(item, "instance", None)]

@@ -39,13 +39,19 @@ _SQLALCHEMY: Final = (
 _CLOSED_BOOKS_TYPES: Final = (type, types.ModuleType, types.CodeType, types.TracebackType, str, bytes, int, float)
 
 
-def is_held(target: object, roots: Iterable[object], around: Iterable[object] = ()) -> bool:
+def is_held(
+    target: object,
+    roots: Iterable[object],
+    around: Iterable[object] = (),
+    not_in: types.CodeType | None = None,
+) -> bool:
     """Tell whether an object can be reached from others.
 
     Args:
         target: The object.
         roots: Where to start: values, finalizers, suspended generators.
         around: What does not count as a way.
+        not_in: A suspended function. That one of its variables is the object itself does not count.
     """
     seen = {id(each) for each in around}
     queue = deque(roots)
@@ -56,7 +62,9 @@ def is_held(target: object, roots: Iterable[object], around: Iterable[object] = 
         if id(current) in seen or isinstance(current, _CLOSED_BOOKS_TYPES) or is_frameworks(current):
             continue
         seen.add(id(current))
-        queue.extend(_held_by(current))
+        frame = _frame_of(current) if not_in is not None else None
+        is_aside = frame is not None and frame.f_code is not_in
+        queue.extend(each for each in _held_by(current) if not (is_aside and each is target))
     return False
 
 
@@ -128,10 +136,7 @@ def _held_by(current: Any) -> Iterable[object]:
         return (current.func, *current.args, *current.keywords.values())
     if isinstance(current, threading.local):
         return list(vars(current).values())  # this thread's, as of a ``scoped_session``
-    frame = next(
-        (frame for name in ("gi_frame", "ag_frame", "cr_frame") if (frame := getattr(current, name, None))), None
-    )
-    if frame is not None:
+    if (frame := _frame_of(current)) is not None:
         return list(frame.f_locals.values())
     if isinstance(current, types.FrameType):
         return ()
@@ -139,6 +144,13 @@ def _held_by(current: Any) -> Iterable[object]:
         # Not by its referents: the dictionary of an instance with inline attributes shows none (CPython 3.13).
         return list(dict.values(current))
     return gc.get_referents(current)
+
+
+def _frame_of(current: Any) -> types.FrameType | None:
+    """Return the frame of a suspended generator or coroutine."""
+    return next(
+        (frame for name in ("gi_frame", "ag_frame", "cr_frame") if (frame := getattr(current, name, None))), None
+    )
 
 
 def _cells(function: types.FunctionType) -> list[object]:

@@ -262,6 +262,11 @@ class ItemCheck:
                 return False  # it is given back right after the test, and that ends it
             if self._fixtures.any_wider(self._item, rolls_back):
                 return False  # a transaction that is begun there begins only with the first statement
+        if opener.what == "fixture" and opener.scope == "function" and not self._has_written(finding):
+            # psycopg begins a transaction with the first SELECT, and this one ends with its connection, right after the
+            # test. A session's fixture would hand it on to the next test.
+            self._deferred |= {finding.serial}
+            return False
         if opener.scope != "function" and self._fixtures.rolls_back_for(opener, self._item):
             return False
         isolates = self._fixtures.any_function_scoped(self._item, rolls_back) or (
@@ -273,6 +278,13 @@ class ItemCheck:
             self._deferred |= {finding.serial}
             return False
         return True
+
+    def _has_written(self, finding: Finding) -> bool:
+        """Tell whether the open transaction of a finding has written anything, as far as the server is known."""
+        if finding.connection is None:
+            return False
+        backend = self._state.observers.look([finding.connection]).backends.get(finding.connection.backend_pid)
+        return backend is not None and backend.backend_xid is not None
 
     def _is_finished_by_teardown(self, left: LeftPrepared) -> bool:
         """Hand a prepared transaction over to the teardown of this test, where that finishes some."""
@@ -291,8 +303,9 @@ class ItemCheck:
             return False
         key = (finding.subject, finding.serial)
         if key not in self._guarded:
-            around = _pool_around(finding)
-            guardian = self._fixtures.guardian_of(target, opening_stack(finding, view), self._item, around)
+            around, is_lent = _pool_around(finding), finding.subject == "checkout"
+            stack = opening_stack(finding, view)
+            guardian = self._fixtures.guardian_of(target, stack, self._item, around, is_lent=is_lent)
             if guardian is None and is_held(target, pending_finalizers(self._item), around):
                 guardian = self._until_teardown()
             self._guarded[key] = guardian

@@ -227,3 +227,17 @@ def pytest_generate_tests(metafunc):
 def test_parametrized_module_fixture(parametrized):
     parametrized.execute("select 1")
     parametrized.commit()
+
+
+def test_only_read_on_fixture_connection(closing):
+    closing.execute("select 1")
+
+
+@expect("connection-not-closed")
+def test_only_read_on_forgotten_connection(forgets):
+    forgets.execute("select 1")
+
+
+@expect("transaction-left-open")
+def test_only_read_on_session_connection(session_connection):
+    session_connection.execute("select 1")

@@ -159,6 +159,47 @@ def test_pool_opened_by_the_test_closed_by_its_fixture(lazy_pool):
         conn.execute("select 1")
 
 
+@pytest.fixture(scope="module")
+def used_pool(dsn):
+    with psycopg_pool.ConnectionPool(dsn, min_size=1, max_size=3, open=True) as pool:
+        with pool.connection() as conn:  # a variable that still names it when the test takes it again
+            conn.execute("select 1")
+        yield pool
+
+
+def test_pool_that_its_fixture_has_used(used_pool):
+    with used_pool.connection() as conn:
+        conn.execute("select 1")
+
+
+@pytest.fixture
+def checkout(used_pool):
+    with contextlib.ExitStack() as stack:
+        yield lambda: stack.enter_context(used_pool.connection())
+
+
+def test_checkout_of_an_exit_stack(checkout):
+    checkout().execute("select 1")
+
+
+@pytest.fixture
+def taken(used_pool):
+    taken = []
+    yield taken
+    for conn in taken:
+        conn.rollback()
+        used_pool.putconn(conn)
+
+
+def test_checkout_in_a_list(used_pool, taken):
+    taken.append(used_pool.getconn())
+
+
+@expect("connection-not-returned")
+def test_pool_that_its_fixture_has_used_before_a_leak(used_pool):
+    used_pool.getconn()
+
+
 @pytest.fixture
 def sql_rollback_only(dsn):
     conn = psycopg.connect(dsn)

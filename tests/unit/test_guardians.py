@@ -66,6 +66,20 @@ def test_held(name):
     assert not is_held(Target(), [HOLDERS[name](target)])
 
 
+def named(target):
+    yield target
+
+
+def test_a_variable_of_the_function_itself_may_be_left_out():
+    target = Target()
+    generator = named(target)
+    next(generator)
+    assert is_held(target, [generator])
+    assert not is_held(target, [functools.partial(print, generator)], named.__code__)
+    assert is_held(target, [generator, [target]], named.__code__)
+    assert is_held(target, [suspended(target)], suspended.__code__)
+
+
 def test_modules_and_globals_hold_nothing():
     target = Target()
     sys.modules[__name__].GLOBAL = target
