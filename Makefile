@@ -6,8 +6,10 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 PYTEST_ARGS ?= -n auto
+COMPAT_VENV ?= .venv-compat
+COMPAT_READY = $(COMPAT_VENV)/.ready
 
-.PHONY: help test fuzz demo lint types docs docs-check check clean
+.PHONY: help test compat fuzz demo lint types docs docs-check check clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,6 +24,19 @@ $(READY): pyproject.toml
 
 test: $(READY)  ## run the whole suite (PYTEST_ARGS="-k pool" for a part of it)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+$(COMPAT_READY): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed: install it, or say make PYTHON=/path/to/python"; exit 1; }
+	@echo "setting up $(COMPAT_VENV) with $$($(PYTHON) --version) ..."
+	@$(PYTHON) -m venv $(COMPAT_VENV)
+	@$(COMPAT_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	@$(COMPAT_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --group compat --editable ".[all]"
+	@touch $@
+
+COMPAT_ARGS ?= -n auto
+
+compat: $(COMPAT_READY)  ## whole suites with SQLAlchemy, asyncpg and so on, plugin off and on (in .venv-compat)
+	$(COMPAT_VENV)/bin/python -m pytest $(COMPAT_ARGS) tests/compat
 
 FUZZ ?= 2000
 
@@ -44,7 +59,7 @@ docs: $(READY)  ## paste fresh output into README.md and docs/
 docs-check: $(READY)  ## fail if the output in README.md or docs/ is stale
 	$(BIN)/python docs/examples.py --check
 
-check: lint types docs-check test demo  ## everything
+check: lint types docs-check test demo compat  ## everything
 
 clean:  ## remove what make has made
-	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-compat build dist .mypy_cache .pytest_cache .ruff_cache
