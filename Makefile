@@ -6,6 +6,8 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 PYTEST_ARGS ?= -n auto
+COMPAT_VENV ?= .venv-compat
+COMPAT_READY = $(COMPAT_VENV)/.ready
 
 .PHONY: help test compat fuzz demo lint types docs docs-check check clean
 
@@ -23,10 +25,7 @@ $(READY): pyproject.toml
 test: $(READY)  ## run the whole suite (PYTEST_ARGS="-k pool" for a part of it)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-COMPAT_VENV ?= .venv-compat
-COMPAT_ARGS ?= -n auto tests/compat
-
-$(COMPAT_VENV)/.ready: pyproject.toml
+$(COMPAT_READY): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed: install it, or say make PYTHON=/path/to/python"; exit 1; }
 	@echo "setting up $(COMPAT_VENV) with $$($(PYTHON) --version) ..."
 	@$(PYTHON) -m venv $(COMPAT_VENV)
@@ -34,7 +33,9 @@ $(COMPAT_VENV)/.ready: pyproject.toml
 	@$(COMPAT_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --group compat --editable ".[all]"
 	@touch $@
 
-compat: $(COMPAT_VENV)/.ready  ## suites on SQLAlchemy, SQLModel, asyncpg, psycopg2, ... in an environment of their own
+COMPAT_ARGS ?= -n auto tests/compat
+
+compat: $(COMPAT_READY)  ## whole suites with SQLAlchemy, asyncpg and so on, plugin off and on (in .venv-compat)
 	$(COMPAT_VENV)/bin/python -m pytest $(COMPAT_ARGS)
 
 FUZZ ?= 2000
@@ -58,7 +59,7 @@ docs: $(READY)  ## paste fresh output into README.md and docs/
 docs-check: $(READY)  ## fail if the output in README.md or docs/ is stale
 	$(BIN)/python docs/examples.py --check
 
-check: lint types docs-check test demo  ## everything
+check: lint types docs-check test demo compat  ## everything
 
 clean:  ## remove what make has made
 	rm -rf .venv .venv-compat build dist .mypy_cache .pytest_cache .ruff_cache
