@@ -32,12 +32,6 @@ MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
 if MISSING:
     pytest.skip(f"not installed: {', '.join(MISSING)}; `make compat` has all of it", allow_module_level=True)
 
-PENDING_PROCESS_LIFETIME: dict[str, str] = {
-    "psycopg_pool_app": "pool-not-closed shop/db.py::get_pool",
-}
-"""Stacks in which a module's own pool is made on first use, and what is found of it. It is to be told once, at the end
-of the session. As long as the test that came first is charged with it, it is left out here, and only the findings of
-mode warn are compared."""
 
 PLUGINS = ("asyncio", "pytest_postgresql", "xdist", "hypothesispytest")
 """pytest plugins of this environment by the names of their entry points."""
@@ -153,21 +147,18 @@ def test_same_outcomes_and_exactly_the_expected_findings(
     stack: Stack, pytester: pytest.Pytester, server_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner = Runner(stack, pytester, server_dsn, monkeypatch)
-    pending = PENDING_PROCESS_LIFETIME.get(stack.name, "nothing")
-    expected = without(pending, stack.findings)
+    expected = in_order(stack.findings)
 
     off = runner.run("off")
     assert off.outcomes, off.output
     assert not off.found, "the plugin was not off"
 
     warn = runner.run("warn")
-    assert without(pending, warn.findings) == expected, warn.output
-    if stack.name in PENDING_PROCESS_LIFETIME:
-        return
+    assert in_order(warn.findings) == expected, warn.output
     assert (warn.outcomes, warn.exit_code, warn.warnings) == (off.outcomes, off.exit_code, off.warnings), warn.output
 
     fail = runner.run("fail")
-    assert fail.findings == expected, fail.output
+    assert in_order(fail.findings) == expected, fail.output
     assert fail.outcomes == with_failures(off.outcomes, fail.failing), fail.output
     assert fail.exit_code == (1 if any(fail.failing.values()) else off.exit_code), fail.output
 
@@ -176,10 +167,9 @@ def test_same_outcomes_and_exactly_the_expected_findings(
             assert complaint not in run.output, run.output
 
 
-def without(pending: str, findings: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Return findings in a fixed order, without those that begin so."""
-    left = {test: sorted(text for text in found if not text.startswith(pending)) for test, found in findings.items()}
-    return {test: found for test, found in left.items() if found}
+def in_order(findings: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Return findings in a fixed order."""
+    return {test: sorted(found) for test, found in findings.items() if found}
 
 
 def with_failures(outcomes: dict[str, dict[str, str]], failing: dict[str, set[str]]) -> dict[str, dict[str, str]]:
