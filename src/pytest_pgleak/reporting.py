@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from _pytest._code.code import ReprFileLocation, TerminalRepr  # the only way to colour a failure of one's own
 from _pytest.outcomes import Failed  # pytest.fail.Exception, which mypy does not see as a class
@@ -13,13 +13,10 @@ from _pytest.outcomes import Failed  # pytest.fail.Exception, which mypy does no
 from pytest_pgleak import rendering, sentences
 from pytest_pgleak.findings import Finding
 from pytest_pgleak.rendering import Line
+from pytest_pgleak.summary_layout import Entry, lay_out
 
 if TYPE_CHECKING:
     from _pytest._io import TerminalWriter
-
-_MOST_PLACES: Final = 20
-_MOST_TESTS: Final = 3
-_MOST_DETAILS: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,15 +131,7 @@ def summary(entries: Sequence[Reported], notes: Sequence[str]) -> tuple[str, lis
     for entry in entries:
         groups.setdefault((entry.kind, entry.place, entry.owner), []).append(entry)
     ordered = sorted(groups.values(), key=lambda group: (not group[0].fails, -len(group)))
-    lines = [line for group in ordered[:_MOST_PLACES] for line in _group(group)]
-    details = [group[0].detail for group in ordered if group[0].detail]
-    for detail in details[:_MOST_DETAILS]:
-        lines.append(Line(""))
-        lines.extend(Line(text) for text in detail)
-    if details:
-        lines.append(Line(""))
-    if len(ordered) > _MOST_PLACES:
-        lines.append(Line(f"… and {len(ordered) - _MOST_PLACES} more lines of code"))
+    lines = lay_out([_entry(group) for group in ordered])
     lines.extend(Line(f"pgleak: {note}") for note in notes)
     return _title(entries, len(ordered)), lines
 
@@ -160,13 +149,10 @@ def _title(entries: Sequence[Reported], places: int) -> str:
     return f"pgleak: {', '.join(counts)} from {places} {'line' if places == 1 else 'lines'} of code"
 
 
-def _group(group: Sequence[Reported]) -> list[Line]:
+def _entry(group: Sequence[Reported]) -> Entry:
     first = group[0]
     warning = "" if first.fails else "  (warning)"
     owner = f"  by {first.owner}" if first.owner else ""
-    lines = [Line(f"{len(group):>4} × [{first.kind}] {first.place}{owner}{warning}", "kind" if first.fails else "")]
-    tests = list(dict.fromkeys(entry.nodeid for entry in group if entry.nodeid))
-    lines.extend(Line(f"         {nodeid}") for nodeid in tests[:_MOST_TESTS])
-    if len(tests) > _MOST_TESTS:
-        lines.append(Line(f"         … and {len(tests) - _MOST_TESTS} more tests"))
-    return lines
+    heading = Line(f"{len(group):>4} × [{first.kind}] {first.place}{owner}{warning}", "kind" if first.fails else "")
+    tests = dict.fromkeys(entry.nodeid for entry in group if entry.nodeid)
+    return Entry(heading, tuple(tests), first.detail)

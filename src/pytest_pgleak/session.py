@@ -25,7 +25,6 @@ from pytest_pgleak.verdicts import Verdicts
 
 _ENTRIES: Final = pytest.StashKey[list[dict[str, Any]]]()
 _SECTION: Final = pytest.StashKey[str]()
-_CALL_OWNER: Final = pytest.StashKey[Owner]()
 
 
 class Session:
@@ -136,6 +135,8 @@ class Session:
         if entries := item.stash.get(_ENTRIES, []):
             report.pgleak = entries  # type: ignore[attr-defined]  # travels with the report, through xdist too
             item.stash[_ENTRIES] = []
+        if call.when == "teardown":
+            _let_go(item)
 
     def finish(self) -> tuple[list[dict[str, Any]], list[str]]:
         """Checkpoint 3: what the session itself left. Then everything is put back.
@@ -257,3 +258,11 @@ class Session:
             return server_plan(self.state.settings).description
         except ServerError:
             return "none could be found (see the errors)"
+
+
+def _let_go(item: pytest.Item) -> None:
+    """Forget what was kept with a test: pytest keeps all tests to the end of the session."""
+    keys: tuple[pytest.StashKey[Any], ...] = (CHECK, _ENTRIES, _SECTION)
+    for key in keys:
+        if key in item.stash:
+            del item.stash[key]
