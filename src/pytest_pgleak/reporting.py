@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from _pytest._code.code import ReprFileLocation, TerminalRepr  # the only way to colour a failure of one's own
 from _pytest.outcomes import Failed  # pytest.fail.Exception, which mypy does not see as a class
@@ -16,14 +16,11 @@ from pytest_pgleak.findings import Finding
 from pytest_pgleak.rendering import Line
 from pytest_pgleak.reports.bugs import Bug, bugs_of
 from pytest_pgleak.reports.portable import portable, portable_line
+from pytest_pgleak.summary_layout import Entry, lay_out
 from pytest_pgleak.verdicts import Verdicts
 
 if TYPE_CHECKING:
     from _pytest._io import TerminalWriter
-
-_MOST_PLACES: Final = 20
-_MOST_TESTS: Final = 3
-_MOST_DETAILS: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,16 +182,7 @@ def summary(entries: Sequence[Reported], notes: Sequence[str]) -> tuple[str, lis
     """
     entries = [entry for entry in entries if not entry.known]
     bugs = bugs_of(entries)
-    lines = [line for bug in bugs[:_MOST_PLACES] for line in _lines_of(bug)]
-    # What fails is shown in full with its test; what does not is shown nowhere else.
-    details = [bug.text for bug in bugs if bug.text and not bug.fails]
-    for detail in details[:_MOST_DETAILS]:
-        lines.append(Line(""))
-        lines.extend(Line(text) for text in detail)
-    if details:
-        lines.append(Line(""))
-    if len(bugs) > _MOST_PLACES:
-        lines.append(Line(f"… and {len(bugs) - _MOST_PLACES} more lines of code"))
+    lines = lay_out([_entry(bug) for bug in bugs])
     lines.extend(Line(f"pgleak: {note}") for note in notes)
     return _title(entries, len(bugs)), lines
 
@@ -212,12 +200,10 @@ def _title(entries: Sequence[Reported], places: int) -> str:
     return f"pgleak: {', '.join(counts)} from {places} {'line' if places == 1 else 'lines'} of code"
 
 
-def _lines_of(bug: Bug) -> list[Line]:
+def _entry(bug: Bug) -> Entry:
     first = bug.first
     warning = "" if bug.fails else "  (warning)"
     owner = f"  by {first.owner}" if first.owner else ""
-    lines = [Line(f"{bug.count:>4} × [{first.kind}] {first.place}{owner}{warning}", "kind" if bug.fails else "")]
-    lines.extend(Line(f"         {nodeid}") for nodeid in bug.tests[:_MOST_TESTS])
-    if len(bug.tests) > _MOST_TESTS:
-        lines.append(Line(f"         … and {len(bug.tests) - _MOST_TESTS} more tests"))
-    return lines
+    heading = Line(f"{bug.count:>4} × [{first.kind}] {first.place}{owner}{warning}", "kind" if bug.fails else "")
+    # What fails is shown in full with its test; what does not is shown nowhere else.
+    return Entry(heading, bug.tests, () if bug.fails else bug.text)

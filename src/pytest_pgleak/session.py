@@ -149,6 +149,8 @@ class Session:
             drop_repeated_texts(entries, self._told)
             report.pgleak = entries  # type: ignore[attr-defined]  # travels with the report, through xdist too
             item.stash[ENTRIES] = []
+        if call.when == "teardown":
+            _let_go(item)
 
     def finish(self) -> tuple[list[dict[str, Any]], list[str]]:
         """Checkpoint 3: what the session itself left. Then everything is put back.
@@ -290,3 +292,11 @@ class Session:
             servers.add_configured(dsn)
         reason = servers.pooler_of(dsn)
         return None if reason is None else " ".join(reason.split())
+
+
+def _let_go(item: pytest.Item) -> None:
+    """Forget what was kept with a test: pytest keeps all tests to the end of the session."""
+    keys: tuple[pytest.StashKey[Any], ...] = (CHECK, CALL_OWNER, ENTRIES, _SECTION, _PROPERTIES)
+    for key in keys:
+        if key in item.stash:
+            del item.stash[key]
