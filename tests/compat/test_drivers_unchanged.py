@@ -135,7 +135,11 @@ async def outcome_of(awaitable):
     try:
         return await awaitable
     except BaseException as error:  # noqa: BLE001 - as above
-        return type(error), str(error), [frame.name for frame in traceback.extract_tb(error.__traceback__) if own(frame)]
+        return (
+            type(error),
+            str(error),
+            [frame.name for frame in traceback.extract_tb(error.__traceback__) if own(frame)],
+        )
 
 
 def own(frame):
@@ -239,7 +243,11 @@ def test_errors_of_asyncpg(server_dsn):
             await outcome_of(asyncpg.create_pool(server_dsn, database="no_such_database", min_size=1)),
         ]
         async with asyncpg.create_pool(server_dsn, min_size=1, max_size=1) as pool:
-            seen += [await outcome_of(pool.release(None)), outcome(pool.release), await outcome_of(pool.execute("nonsense"))]
+            seen += [
+                await outcome_of(pool.release(None)),
+                outcome(pool.release),
+                await outcome_of(pool.execute("nonsense")),
+            ]
             async with pool.acquire():
                 seen.append(await outcome_of(pool.acquire(timeout=0.05)))
         seen += [await outcome_of(pool.fetch("select 1")), outcome(pool.terminate)]

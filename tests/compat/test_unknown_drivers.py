@@ -62,7 +62,9 @@ def test_one_note(pytester: pytest.Pytester, package: str, module: str, source: 
     result.assert_outcomes(passed=2)
     output = result.stdout.str()
     assert "internal error" not in output
-    notes = [line for line in output.splitlines() if "looks different from the versions that pytest-pgleak knows" in line]
+    notes = [
+        line for line in output.splitlines() if "looks different from the versions that pytest-pgleak knows" in line
+    ]
     [note] = [line for line in notes if line.startswith(f"pgleak: {module} ")]
     assert "it is not watched, and leaks through it are not found" in note
     assert f"pin {package} to a version that it was tested with" in note
