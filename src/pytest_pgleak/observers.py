@@ -67,8 +67,9 @@ class Observers:
             try:
                 observer = Observer(_conninfos(parameters))
             except ImportError as error:  # psycopg without libpq: the application may use another driver
+                reason, *_ = str(error).splitlines() or [""]
                 self._blind[facts.server] = (
-                    f"psycopg cannot be imported ({str(error).partition(chr(10))[0]}), and pgleak looks at the server through it.\n"
+                    f"psycopg cannot be imported ({reason}), and pgleak looks at the server through it.\n"
                     '  Install it with its libpq: pip install "psycopg[binary]".'
                 )
                 return

@@ -23,9 +23,10 @@ from pytest_pgleak.tracking import Tracker
 
 REASON = "is not installed; make compat runs this where it is"
 asyncpg = pytest.importorskip("asyncpg", reason=f"asyncpg {REASON}")
-psycopg2 = pytest.importorskip("psycopg2", reason=f"psycopg2 {REASON}")
+pytest.importorskip("psycopg2", reason=f"psycopg2 {REASON}")
 
-import psycopg2.extensions  # noqa: E402 - after the question whether it is there
+import psycopg2  # noqa: E402 - after the question whether it is there
+import psycopg2.extensions  # noqa: E402
 import psycopg2.extras  # noqa: E402
 import psycopg2.pool  # noqa: E402
 
