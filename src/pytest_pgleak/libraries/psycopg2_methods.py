@@ -163,10 +163,10 @@ class WatchedMethods:
         begin = self._does(Operation(), original)
 
         @functools.wraps(original)
-        def tpc_begin(connection: Any, xid: Any, *args: Any, **kwargs: Any) -> Any:
+        def tpc_begin(connection: Any, *args: Any, **kwargs: Any) -> Any:
             __tracebackhide__ = True
-            result = begin(connection, xid, *args, **kwargs)
-            self._branches[id(connection)] = (str(xid), False)
+            result = begin(connection, *args, **kwargs)
+            self._branches[id(connection)] = (str(_xid(args, kwargs)), False)
             return result
 
         return tpc_begin
@@ -185,16 +185,23 @@ class WatchedMethods:
 
     def _tpc_finish(self, how: How, original: Method) -> Method:
         @functools.wraps(original)
-        def tpc_finish(connection: Any, xid: Any = None, *args: Any, **kwargs: Any) -> Any:
+        def tpc_finish(connection: Any, *args: Any, **kwargs: Any) -> Any:
             __tracebackhide__ = True
             # Without an argument it is this connection's own, and that may end in one phase.
-            gid, is_prepared = self._branches.pop(id(connection), ("", False))
-            given = () if xid is None else (xid,)
+            gid, is_prepared = self._branches.get(id(connection), ("", False))
+            xid = _xid(args, kwargs)
             finished = str(xid) if xid is not None else gid if is_prepared else ""
             uses = (GidUse(finished, finishes=True),) if finished else ()
-            return self._does(Operation(how, gids=uses), original)(connection, *given, *args, **kwargs)
+            result = self._does(Operation(how, gids=uses), original)(connection, *args, **kwargs)
+            if xid is None:
+                self._branches.pop(id(connection), None)
+            return result
 
         return tpc_finish
+
+
+def _xid(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return args[0] if args else kwargs.get("xid")
 
 
 def _text(query: Any) -> str:
