@@ -159,6 +159,7 @@ def _of_connection(
         server_known=activity.known,
         after_response=connection.after_response,
         task=connection.task,
+        taken=origin(connection.taken.stack) if connection.taken is not None else None,
         opened=origin((connection.checkout or connection.opened).stack) if kind == TRANSACTION_LEFT_OPEN else None,
     )
 
@@ -217,7 +218,7 @@ def _of_transaction(kind: str, transactions: list[Transaction], view: View) -> F
 
 def _of_nested(view: View, question: Question) -> list[tuple[float, Finding]]:
     found = []
-    out = {connection.serial: connection.checkout for connection in view.connections}
+    out = {connection.serial: connection.taken or connection.checkout for connection in view.connections}
     for nested in view.nested:
         if out.get(nested.held) is nested.first:
             continue  # it was never returned: that is the mistake

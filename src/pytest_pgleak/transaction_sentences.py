@@ -51,6 +51,10 @@ def ended(finding: Finding, where: str) -> str:
     """
     transaction = finding.transactions[0]
     if transaction.how is How.CLOSE:
+        if transaction.cause == "GeneratorExit":
+            return f"closed{where}: the caller left the generator, the code after its `yield` never ran"
+        if transaction.cause is not None:
+            return f"closed{where} because of {transaction.cause}, with the transaction open"
         return f"close(){where} with the transaction open{_failed(transaction)}; nothing had called commit()"
     late = ", after the response had started" if transaction.after_response else ""
     if transaction.how is How.POOL:
@@ -67,7 +71,7 @@ def ended(finding: Finding, where: str) -> str:
     if transaction.error is not None:
         return f"COMMIT{where} failed with {transaction.error}{late}"
     failed = f": {transaction.failed_by} had failed the transaction" if transaction.failed_by else ""
-    return f"COMMIT{where} answered ROLLBACK{failed}; psycopg reports no error"
+    return f"COMMIT{where} answered ROLLBACK{failed}; {finding.library.name} reports no error"
 
 
 def fix(finding: Finding) -> str:
@@ -91,14 +95,14 @@ def _fix_lost(transaction: Transaction, words: Words, *, in_pool: bool) -> str:
     if {transaction.error, transaction.cause, transaction.failed_by} & _TRY_AGAIN:
         failed_by = transaction.failed_by or transaction.cause
         return f"do not swallow {failed_by}: run the whole transaction again, and answer 503 when that has failed, too"
-    if transaction.how is How.ROLLBACK and transaction.cause == "GeneratorExit":
+    if transaction.how in (How.ROLLBACK, How.CLOSE) and transaction.cause == "GeneratorExit":
         return f"call `{words.commit}` as soon as it is written, or let FastAPI run the generator with `Depends`"
     if _failed_by_a_statement(transaction):
         return (
             f"do not swallow {transaction.failed_by or 'the error'}: the whole transaction failed with that statement;"
             f" run what may fail inside `{words.savepoint}`"
         )
-    if transaction.how is How.ROLLBACK:
+    if transaction.how is How.ROLLBACK or (transaction.how is How.CLOSE and transaction.cause):
         return _fix_rollback(transaction, words)
     if transaction.savepoint is not None:
         return (
@@ -106,9 +110,8 @@ def _fix_lost(transaction: Transaction, words: Words, *, in_pool: bool) -> str:
             f" call `{words.commit}`, or connect with `autocommit=True`"
         )
     if in_pool or transaction.how is How.POOL:
-        return (
-            f"call `{words.commit}` before `{called(words.give_back)}`, or use `{words.take_to_write}`, which commits"
-        )
+        before = "that" if words.session_of else f"`{called(words.give_back)}`"
+        return f"call `{words.commit}` before {before}, or use `{words.take_to_write}`, which commits"
     return f"call `{words.commit}` before `close()`, or use `{words.open_to_write}`, which commits"
 
 

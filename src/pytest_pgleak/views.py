@@ -54,6 +54,7 @@ class ConnectionView:
         after_response: For a dropped connection, whether the response had started.
         task: The task that holds it, where that is not the one which runs the test.
         began: Where the open transaction began, if anybody saw it.
+        taken: Where a session took the connection; `checkout` is then where that session was made.
     """
 
     serial: int
@@ -67,6 +68,7 @@ class ConnectionView:
     after_response: bool | None = None
     task: TaskInfo | None = None
     began: Moment | None = None
+    taken: Moment | None = None
 
     @property
     def held(self) -> Moment:

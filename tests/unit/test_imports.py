@@ -157,7 +157,7 @@ def test_only_that_room_patches_psycopg():
         for node in ast.walk(tree_of(source))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("Patch", "Patches")
     }
-    names = ("asyncpg", "psycopg2", "psycopg2_pools", "sqlalchemy", "sqlalchemy_asyncio")
+    names = ("asyncpg", "psycopg2", "psycopg2_pools", "sqlalchemy", "sqlalchemy_asyncio", "sqlalchemy_sessions")
     others = {f"libraries.{name}" for name in names}
     assert patching == {INTERNALS, "asgi"} | others
     for name in others:
