@@ -27,6 +27,7 @@ class EventKind(enum.Enum):
     CONNECTION_FINALIZED = "connection finalized by the garbage collector"
     CONNECTION_GONE = "connection object gone"
     CHECKED_OUT = "checked out"
+    TAKEN_FOR = "checked out by a session that was made before"
     RETURNED = "returned"
     CHECKOUT_COLLECTED = "checked-out connection taken back when the garbage collector came"
     DETACHED = "taken out of its pool for good"

@@ -207,6 +207,7 @@ def _facts_of_connection(connection: ConnectionView, view: View, activity: Activ
         "after_response": connection.after_response,
         "task": connection.task,
         "loop_is_closed": connection.loop_is_closed,
+        "taken": origin(connection.taken.stack) if connection.taken is not None else None,
     }
 
 
@@ -264,7 +265,7 @@ def _of_transaction(kind: str, transactions: list[Transaction], view: View) -> F
 
 def _of_nested(view: View, question: Question) -> list[tuple[float, Finding]]:
     found = []
-    out = {connection.serial: connection.checkout for connection in view.connections}
+    out = {connection.serial: connection.taken or connection.checkout for connection in view.connections}
     for nested in view.nested:
         if out.get(nested.held) is nested.first:
             continue  # it was never returned: that is the mistake

@@ -82,6 +82,7 @@ class Finding:
         left: What was left in the session.
         prepared: The prepared transaction.
         over: How many connections were open at once, and who held them.
+        taken: Where a session took the connection, that was made at the origin.
         written_with: How one writes with the library what the fix asks for; None for that library's usual way.
     """
 
@@ -112,6 +113,7 @@ class Finding:
     left: tuple[Leftover, ...] = ()
     prepared: LeftPrepared | None = None
     over: OverLimit | None = None
+    taken: Frame | None = None
     written_with: Words | None = None
 
     @property

@@ -258,8 +258,8 @@ class ItemCheck:
         if opener.scope == "function" and self._fixtures.test_function(opener, is_installed):
             return False
         if finding.library.ends_transactions:
-            if opener.scope == "function":
-                return False  # it is given back right after the test, and that ends it
+            if opener.scope == "function" or connection.taken is not None:
+                return False  # it is given back right after the test; or a session has begun it, as they do, by itself
             if self._fixtures.any_wider(self._item, rolls_back):
                 return False  # a transaction that is begun there begins only with the first statement
         if opener.what == "fixture" and opener.scope == "function" and not self._has_written(finding):

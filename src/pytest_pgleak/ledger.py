@@ -39,6 +39,7 @@ class _ConnectionRecord:
     pool: int | None
     ending: Ending = Ending.OPEN
     checkout: Moment | None = None
+    taken: Moment | None = None
     began: Moment | None = None
     transaction_status: str | None = None
     backend: Backend | None = None
@@ -363,11 +364,19 @@ class Ledger:
 
     def _fold_checked_out(self, event: Event) -> None:
         if (record := self._connections.get(event.subject)) is not None:
-            record.checkout = event.moment
+            record.checkout, record.taken = event.moment, None
             record.checkout_settled = False
             record.pool = event.pool
             if event.held is not None and event.moment is not None and event.pool is not None:
                 self._note_nested(NestedCheckout(event.subject, record.facts, event.pool, *event.held, event.moment))
+
+    def _fold_taken_for(self, event: Event) -> None:
+        record = self._connections.get(event.subject)
+        if record is None or record.checkout is None or record.taken is not None or record.pool is None:
+            return
+        pool = self._pools.get(record.pool)
+        if pool is not None and pool.facts is not None and pool.facts.library.is_of_session(record.checkout.stack):
+            record.checkout, record.taken = event.moment, record.checkout
 
     def _note_nested(self, nested: NestedCheckout) -> None:
         pool = self._pools.get(nested.pool)
@@ -390,7 +399,8 @@ class Ledger:
             holder = record.checkout or record.opened
             pool = self._pools.get(record.pool) if record.pool is not None else None
             facts = pool.facts if pool is not None else None
-            ended = replace(event.transaction, pool=record.pool, pool_facts=facts, holder=holder)
+            of_session = record.taken is not None
+            ended = replace(event.transaction, pool=record.pool, pool_facts=facts, holder=holder, of_session=of_session)
             self._transactions.append(ended)
 
     def _fold_transaction_finished(self, event: Event) -> None:
@@ -401,8 +411,7 @@ class Ledger:
     def _fold_returned(self, event: Event) -> None:
         self._lost.pop(event.subject, None)
         if (record := self._connections.get(event.subject)) is not None:
-            record.checkout = None
-            record.began = None
+            record.checkout = record.taken = record.began = None
             record.checkout_settled = False
             record.is_undone = False
             self._forget_if_over(event.subject, record)
@@ -427,6 +436,7 @@ class Ledger:
             event.after_response,
             None,
             record.began,
+            taken=record.taken,
         )
         self._fold_returned(event)
 
@@ -479,6 +489,7 @@ _FOLDS: Final[dict[EventKind, Callable[[Ledger, Event], None]]] = {
     EventKind.CONNECTION_FINALIZED: Ledger._fold_connection_finalized,
     EventKind.CONNECTION_GONE: Ledger._fold_connection_gone,
     EventKind.CHECKED_OUT: Ledger._fold_checked_out,
+    EventKind.TAKEN_FOR: Ledger._fold_taken_for,
     EventKind.TRANSACTION_ENDED: Ledger._fold_transaction_ended,
     EventKind.TRANSACTION_FINISHED: Ledger._fold_transaction_finished,
     EventKind.RETURNED: Ledger._fold_returned,
@@ -532,7 +543,7 @@ def _view_connection(serial: int, record: _ConnectionRecord) -> ConnectionView:
         status = record.facts.library.transaction_status(living)
         if record.facts.library.is_closed(living):
             ending = Ending.CLOSED
-    held_since = record.checkout or record.opened
+    held_since = record.taken or record.checkout or record.opened
     return ConnectionView(
         serial,
         record.facts,
@@ -548,4 +559,5 @@ def _view_connection(serial: int, record: _ConnectionRecord) -> ConnectionView:
         _has_lost_loop(record.facts),
         record.was_finished,
         record.is_undone,
+        record.taken,
     )

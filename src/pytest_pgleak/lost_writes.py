@@ -46,17 +46,13 @@ def _is_isolation(transaction: Transaction) -> bool:
         return True
     if transaction.forced:
         return True
-    # Opened by the test itself, lent to a request through `dependency_overrides`, ended by the test itself. A session
-    # of SQLAlchemy's takes its connection only when it is used.
-    pool = transaction.pool_facts
-    takes_it_late = pool is not None and pool.library.ends_transactions
+    # Opened by the test itself, lent to a request through `dependency_overrides`, ended by the test itself.
     return (
         holder is not None
         and holder.owner.what == "call"
-        and (holder.request is None or takes_it_late)
+        and holder.request is None
         and transaction.work.request is not None
         and transaction.ended.request is None
-        and transaction.how is not How.COLLECTED
     )
 
 

@@ -33,6 +33,7 @@ class Ownership:
         self.session = Owner(0, "session")
         self._stack: list[Owner] = [self.session]
         self._ended: list[Owner] = []
+        self._fixtures: set[int] = set()
         self._lifespans: dict[int, Owner] = {}
         self._apps: dict[int, weakref.ref[Any]] = {}
         self._apps_with_lifespan: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -65,7 +66,10 @@ class Ownership:
 
     def begin(self, what: What, nodeid: str = "", fixturename: str | None = None, scope: str | None = None) -> Owner:
         """Make a new owner, without making it the active one."""
-        return Owner(next(self._serials), what, nodeid, fixturename, scope, self._stack[-1].serial)
+        owner = Owner(next(self._serials), what, nodeid, fixturename, scope, self._stack[-1].serial)
+        if what == "fixture":
+            self._fixtures.add(owner.serial)
+        return owner
 
     def begin_lifespan(self, runner: Owner, app: Any = None) -> Owner:
         """Make a new owner for a lifespan that is about to start up.
@@ -116,6 +120,15 @@ class Ownership:
     def end(self, owner: Owner) -> None:
         """Note that an owner has ended: from now on it must not hold anything."""
         self._ended.append(owner)
+        self._fixtures.discard(owner.serial)
+
+    def is_over(self, owner: Owner) -> bool:
+        """Tell whether an owner has ended. May be asked from any thread."""
+        if owner.what == "fixture":
+            return owner.serial not in self._fixtures
+        if owner.what == "lifespan":
+            return owner.serial not in self._lifespans
+        return owner.what in ("call", "block") and owner.serial not in self.living
 
     def take_ended(self) -> tuple[Owner, ...]:
         """Return the owners that have ended since the last call."""

@@ -155,9 +155,12 @@ def _origin(finding: Finding, root: Path) -> list[Line]:
         lines.append(_line("began", place(finding.began, root)))
     if finding.kind == NESTED_CHECKOUT and finding.opened is not None:
         lines.append(_line("while", f"another one is held, taken at {place(finding.opened, root)}"))
+    elif finding.taken is not None and finding.taken != finding.origin:
+        lines.append(_line("taken", place(finding.taken, root)))
     elif finding.opened is not None and finding.opened != finding.origin:
         is_taken = finding.left or (finding.subject == "transaction" and finding.pool is not None)
-        label = "taken" if is_taken else "opened"
+        of_session = finding.subject == "transaction" and finding.transactions[0].of_session
+        label = "session" if of_session else "taken" if is_taken else "opened"
         lines.append(_line(label, place(finding.opened, root)))
     return lines
 
@@ -195,7 +198,7 @@ def _status(finding: Finding) -> str:
 def _pool(finding: Finding) -> str:
     assert finding.pool is not None
     pool = finding.pool
-    size = f", max_size {pool.facts.max_size}" if pool.facts.max_size else ""
+    size = f", {pool.facts.library.limit} {pool.facts.max_size}" if pool.facts.max_size else ""
     out = "" if finding.kind == NESTED_CHECKOUT else f", {pool.checked_out} checked out"
     return f"{pool.facts.name!r} ({pool.facts.class_name}{size}){out}"
 

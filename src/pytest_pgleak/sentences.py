@@ -34,6 +34,8 @@ def verb(finding: Finding) -> str:
         return session_sentences.verb(finding)
     if finding.kind == TRANSACTION_LEFT_OPEN and finding.opened not in (None, finding.origin):
         return "began"
+    if finding.taken not in (None, finding.origin):
+        return "made"
     return "taken" if finding.subject in ("checkout", "nested checkout") else "opened"
 
 
@@ -223,7 +225,9 @@ def _fix_checkout(finding: Finding) -> str:
     if finding.ending is Ending.CLOSED:
         return f"give it back with `{words.give_back}` instead of closing it, or use `{words.take}`"
     if finding.dependency is not None or finding.owner.what == "fixture":
-        return f"`yield` inside `{words.take}`, or call `{words.give_back}` in a `finally:`"
+        generator = finding.origin is not None and finding.origin.is_generator
+        where = "put the `yield` inside" if generator else "`yield` inside"
+        return f"{where} `{words.take}`, or call `{words.give_back}` in a `finally:`"
     return f"use `{words.take}`, or call `{words.give_back}` in a `finally:`"
 
 

@@ -201,6 +201,26 @@ class Tracker:
                 self.sessions.checked_out(serial, self._facts[serial], connection, pool, pool_serial, moment)
 
     @_never_raises
+    def taken_for(self, connection: Any, made: Moment) -> None:
+        """A session, made before, is what has a connection now.
+
+        Args:
+            connection: The connection.
+            made: Where the session was made. Who made it answers for the checkout, unless his time is over.
+        """
+        serial = self._serial(connection)
+        if serial is not None and not self._ownership.is_over(made.owner):
+            self._record(Event(EventKind.TAKEN_FOR, serial, made))
+
+    def here(self) -> Moment | None:
+        """Say when, where and on whose account something happens now; None where that cannot be told."""
+        try:
+            return self._moment()
+        except Exception:  # noqa: BLE001 - whatever it is, the application must not notice
+            self.fault("tracking (here)")
+            return None
+
+    @_never_raises
     def configuring(self, connection: Any, operation: Operation) -> None:
         """A pool is about to ask one of its own connections for something."""
         serial = self._serial(connection)

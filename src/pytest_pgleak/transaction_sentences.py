@@ -54,6 +54,10 @@ def ended(finding: Finding, where: str) -> str:
     """
     transaction = finding.transactions[0]
     if transaction.how is How.CLOSE:
+        if transaction.cause == "GeneratorExit":
+            return f"closed{where}: the caller left the generator, the code after its `yield` never ran"
+        if transaction.cause is not None:
+            return f"closed{where} because of {transaction.cause}, with the transaction open"
         return f"close(){where} with the transaction open{_failed(transaction)}; {_nobody_committed(finding.words)}"
     late = ", after the response had started" if transaction.after_response else ""
     if transaction.how is How.POOL:
@@ -94,7 +98,7 @@ def _fix_lost(transaction: Transaction, words: Words, *, in_pool: bool) -> str:
     if {transaction.error, transaction.cause, transaction.failed_by} & _TRY_AGAIN:
         failed_by = transaction.failed_by or transaction.cause
         return f"do not swallow {failed_by}: run the whole transaction again, and answer 503 when that has failed, too"
-    if transaction.how is How.ROLLBACK and transaction.cause == "GeneratorExit":
+    if transaction.how in (How.ROLLBACK, How.CLOSE) and transaction.cause == "GeneratorExit":
         commit = f"call `{words.commit}`" if words.commit else f"end `{words.transaction}`"
         return f"{commit} as soon as it is written, or let FastAPI run the generator with `Depends`"
     if _failed_by_a_statement(transaction):
@@ -102,7 +106,7 @@ def _fix_lost(transaction: Transaction, words: Words, *, in_pool: bool) -> str:
             f"do not swallow {transaction.failed_by or 'the error'}: the whole transaction failed with that statement;"
             f" run what may fail {_in_a_savepoint(words)}"
         )
-    if transaction.how is How.ROLLBACK:
+    if transaction.how is How.ROLLBACK or (transaction.how is How.CLOSE and transaction.cause):
         return _fix_rollback(transaction, words)
     if transaction.savepoint is not None:
         return (
@@ -112,9 +116,8 @@ def _fix_lost(transaction: Transaction, words: Words, *, in_pool: bool) -> str:
     if not words.commit:
         return f"start the transaction with `{words.transaction}`, which commits"
     if in_pool or transaction.how is How.POOL:
-        return (
-            f"call `{words.commit}` before `{called(words.give_back)}`, or use `{words.take_to_write}`, which commits"
-        )
+        before = "that" if words.session_of else f"`{called(words.give_back)}`"
+        return f"call `{words.commit}` before {before}, or use `{words.take_to_write}`, which commits"
     return f"call `{words.commit}` before `close()`, or use `{words.open_to_write}`, which commits"
 
 

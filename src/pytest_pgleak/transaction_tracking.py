@@ -83,6 +83,7 @@ class _Open:
     since: int = 0
     handled: int = 0
     cause: str | None = None
+    ending: Moment | None = None
 
 
 class TransactionTracking:
@@ -218,6 +219,7 @@ class TransactionTracking:
         transaction = self._open.get(serial)
         if transaction is not None and id(error) != transaction.handled:
             transaction.cause = type(error).__name__
+            transaction.ending = self._moment()
 
     def _goes_on(
         self, transaction: _Open, before: str, now: str, operation: Operation, error: BaseException | None
@@ -259,7 +261,8 @@ class TransactionTracking:
     ) -> None:
         if transaction.wrote is None and how is not How.POOL:
             return  # it only read: nothing is lost however it ends
-        moment = self._moment()
+        # What a library does to end it may come from a task of its own.
+        moment = transaction.ending or self._moment()
         if how is not How.COMMIT and moment.request is not None:
             moment.request.rolled_back = True
         cause = _being_handled(transaction) if error is None else None

@@ -45,6 +45,7 @@ class Transaction:
         pool: Serial of the pool of its connection.
         pool_facts: What was known of that pool.
         holder: Where the connection was opened or checked out; the ledger knows.
+        of_session: Whether that is where a session was made, which took the connection later.
     """
 
     serial: int
@@ -66,6 +67,7 @@ class Transaction:
     pool: int | None = None
     pool_facts: PoolFacts | None = None
     holder: Moment | None = None
+    of_session: bool = False
 
     @property
     def committed(self) -> bool:

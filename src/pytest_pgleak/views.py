@@ -57,6 +57,7 @@ class ConnectionView:
         loop_is_closed: Whether the event loop that it was opened in is closed, or gone.
         was_finished: Whether anybody has ever committed or rolled back on it.
         is_undone: Whether pgleak was the last to roll back on it, after a finding.
+        taken: Where a session took the connection; `checkout` is then where that session was made.
     """
 
     serial: int
@@ -73,6 +74,7 @@ class ConnectionView:
     loop_is_closed: bool = False
     was_finished: bool = False
     is_undone: bool = False
+    taken: Moment | None = None
 
     @property
     def held(self) -> Moment:

@@ -158,7 +158,8 @@ def test_only_that_room_patches_psycopg():
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("Patch", "Patches")
     }
     drivers = ("asyncpg", "asyncpg_pools", "psycopg2", "psycopg2_classes", "psycopg2_pools")
-    others = {f"libraries.{name}" for name in (*drivers, "sqlalchemy", "sqlalchemy_asyncio")}
+    sqlalchemy = ("sqlalchemy", "sqlalchemy_asyncio", "sqlalchemy_sessions")
+    others = {f"libraries.{name}" for name in (*drivers, *sqlalchemy)}
     assert patching == {INTERNALS, "asgi"} | others
     for name in others:
         assert not re.search(

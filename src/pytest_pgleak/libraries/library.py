@@ -85,6 +85,7 @@ class Library:
         pool_is_lazy: Whether a pool of it holds nothing before it is used, so that an unused one needs no close.
         pool_keeps_nothing: Whether it closes what comes back to it, so that it never needs a close.
         ends_transactions: Whether giving a connection back ends its transaction by design, without a word.
+        limit: How its users say how many connections a pool may have at once; the number comes after it.
         lends_sessions: Whether pgleak may look into the sessions of pooled connections.
     """
 
@@ -92,6 +93,7 @@ class Library:
     pool_is_lazy: bool = False
     pool_keeps_nothing: bool = False
     ends_transactions: bool = False
+    limit: str = "max_size"
     lends_sessions: bool = False
 
     def words(self, class_name: str, is_async: bool, stack: RawStack = ()) -> Words:
@@ -107,6 +109,10 @@ class Library:
     def itself(self, pool: Any) -> Any:
         """Return a pool, given what stands for it where it has no weak references."""
         return pool
+
+    def is_of_session(self, stack: RawStack) -> bool:  # noqa: ARG002 - for those who have such a thing
+        """Tell whether it was a session, made before, that took a connection. The defaults know of none."""
+        return False
 
     def is_closed(self, thing: Any) -> bool:
         """Tell whether a connection or a pool is closed."""

@@ -62,6 +62,12 @@ def _sqlalchemy(module: ModuleType, tracker: Tracker) -> Switch:
     return sqlalchemy_patches(module, tracker)
 
 
+def _sqlalchemy_orm(module: ModuleType, tracker: Tracker) -> Switch:
+    from pytest_pgleak.libraries.sqlalchemy_sessions import session_patches
+
+    return session_patches(module, tracker)
+
+
 def _sqlalchemy_asyncio(module: ModuleType, tracker: Tracker) -> Switch:
     from pytest_pgleak.libraries.sqlalchemy_asyncio import asyncio_patches
 
@@ -75,6 +81,7 @@ BUILT_IN = (
     LibraryTracker("psycopg2.pool", _psycopg2_pool),
     LibraryTracker("asyncpg", _asyncpg),
     LibraryTracker("sqlalchemy", _sqlalchemy),
+    LibraryTracker("sqlalchemy.orm", _sqlalchemy_orm),
     LibraryTracker("sqlalchemy.ext.asyncio", _sqlalchemy_asyncio),
 )
 """The plugin's own."""

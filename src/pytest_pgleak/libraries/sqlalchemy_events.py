@@ -57,7 +57,7 @@ def event_listeners(module: ModuleType, tracker: Tracker) -> list[Listener]:
         (module.pool.Pool, "detach", _detach),
         (module.Engine, "rollback", _rollback),
     )
-    return [Listener(module.event, target, name, _guarded(function, tracker)) for target, name, function in about]
+    return [Listener(module.event, target, name, guarded(function, tracker)) for target, name, function in about]
 
 
 def driver_connection_of(dbapi_connection: Any) -> Any:
@@ -65,8 +65,13 @@ def driver_connection_of(dbapi_connection: Any) -> Any:
     return getattr(dbapi_connection, "driver_connection", dbapi_connection)
 
 
-def _guarded(function: Callable[..., None], tracker: Tracker) -> Method:
-    """Bind a tracker to a listener, and keep a fault of the plugin out of the user's code."""
+def guarded(function: Callable[..., None], tracker: Tracker) -> Method:
+    """Bind a tracker to a listener, and keep a fault of the plugin out of the user's code.
+
+    Args:
+        function: The listener; its first argument is the tracker.
+        tracker: Is told.
+    """
 
     @functools.wraps(function)
     def listener(*args: Any) -> None:

@@ -13,7 +13,8 @@ from pytest_pgleak.libraries.library import Library, Words
 if TYPE_CHECKING:
     from pytest_pgleak.frames import RawStack
 
-_SESSIONS: Final = (("sqlalchemy", "orm", "session.py"), ("ext", "asyncio", "session.py"), ("orm", "scoping.py"))
+_SCOPED: Final = (("sqlalchemy", "orm", "scoping.py"), ("sqlalchemy", "ext", "asyncio", "scoping.py"))
+_SESSIONS: Final = (("sqlalchemy", "orm", "session.py"), ("sqlalchemy", "ext", "asyncio", "session.py"), *_SCOPED)
 
 
 class SqlAlchemy(Library):
@@ -22,13 +23,20 @@ class SqlAlchemy(Library):
     name = "SQLAlchemy"
     pool_is_lazy = True
     ends_transactions = True
+    limit = "pool_size + max_overflow ="
 
     def __init__(self, *, pool_keeps_nothing: bool = False) -> None:
         self.pool_keeps_nothing = pool_keeps_nothing
 
     def words(self, class_name: str, is_async: bool, stack: RawStack = ()) -> Words:  # noqa: ARG002 - of no account
         """Return how one writes things, with a ``Session`` where that is how the connection was taken."""
-        return _words(is_async, any(_is_sessions(code.co_filename) for code, _ in stack))
+        filenames = {code.co_filename for code, _ in stack}
+        by_session = any(_is_at(filename, _SESSIONS) for filename in filenames)
+        return _words(is_async, by_session, by_session and any(_is_at(filename, _SCOPED) for filename in filenames))
+
+    def is_of_session(self, stack: RawStack) -> bool:
+        """Tell whether it was a session, made before, that took a connection."""
+        return any(_is_at(code.co_filename, _SESSIONS) for code, _ in stack)
 
     def is_closed(self, thing: Any) -> bool:  # noqa: ARG002 - a disposed pool can be used again
         """Never: ``dispose`` leaves a new pool in the place of the old one, which is told apart."""
@@ -49,13 +57,13 @@ WITH_NULL_POOL: Final = SqlAlchemy(pool_keeps_nothing=True)
 
 
 @functools.lru_cache(maxsize=4096)
-def _is_sessions(filename: str) -> bool:
+def _is_at(filename: str, places: tuple[tuple[str, ...], ...]) -> bool:
     parts = PurePath(filename).parts
-    return any(parts[-len(place) :] == place for place in _SESSIONS)
+    return any(parts[-len(place) :] == place for place in places)
 
 
-@functools.lru_cache(maxsize=4)
-def _words(is_async: bool, by_session: bool) -> Words:
+@functools.lru_cache(maxsize=8)
+def _words(is_async: bool, by_session: bool, is_scoped: bool) -> Words:
     wait, with_, prefix = ("await ", "async with", "Async") if is_async else ("", "with", "")
     name = "session" if by_session else "conn"
     take = f"{with_} {prefix}Session(engine) as session:" if by_session else f"{with_} engine.connect() as conn:"
@@ -67,12 +75,10 @@ def _words(is_async: bool, by_session: bool) -> Words:
         transaction=f"{with_} {name}.begin():",
         savepoint=f"{with_} {name}.begin_nested():",
         take=take,
-        give_back=f"{wait}{name}.close()",
+        give_back=f"{wait}{name}.{'remove' if is_scoped else 'close'}()",
         open_pool=f"{wait}engine.dispose()",
         pool="make one engine",
-        drops_slot="SQLAlchemy terminated the connection then"
-        if is_async
-        else "SQLAlchemy took the connection back then",
+        drops_slot="SQLAlchemy gave the connection up then" if is_async else "SQLAlchemy took the connection back then",
         writing=f"{with_} {prefix}Session(engine) as session, session.begin():"
         if by_session
         else f"{with_} engine.begin() as conn:",
