@@ -29,6 +29,11 @@ _CLOSED_BOOKS: Final = frozenset(
         *("contextvars", "_contextvars"),
     )
 )
+_FRAMES: Final = {
+    types.GeneratorType: "gi_frame",
+    types.AsyncGeneratorType: "ag_frame",
+    types.CoroutineType: "cr_frame",
+}
 _CLOSED_BOOKS_TYPES: Final = (type, types.ModuleType, types.CodeType, types.TracebackType, str, bytes, int, float)
 
 
@@ -45,7 +50,7 @@ def is_held(target: object, roots: Iterable[object]) -> bool:
         current = queue.popleft()
         if current is target:
             return True
-        if id(current) in seen or isinstance(current, _CLOSED_BOOKS_TYPES) or _is_frameworks(current):
+        if id(current) in seen or issubclass(type(current), _CLOSED_BOOKS_TYPES) or _is_frameworks(current):
             continue
         seen.add(id(current))
         queue.extend(_held_by(current))
@@ -102,21 +107,21 @@ def _is_frameworks(current: object) -> bool:
 
 
 def _held_by(current: Any) -> Iterable[object]:
-    if isinstance(current, types.FunctionType):
+    # By its type, and no attribute that the type does not have: a mock would make one, a lazy proxy would wake up.
+    kind = type(current)
+    if issubclass(kind, types.FunctionType):
         # Not its globals: through them everything can be reached.
         return [*_cells(current), *(current.__defaults__ or ())]
-    if isinstance(current, types.MethodType):
+    if issubclass(kind, types.MethodType):
         return (current.__self__, current.__func__)
-    if isinstance(current, partial):
+    if issubclass(kind, partial):
         return (current.func, *current.args, *current.keywords.values())
-    frame = next(
-        (frame for name in ("gi_frame", "ag_frame", "cr_frame") if (frame := getattr(current, name, None))), None
-    )
-    if frame is not None:
-        return list(frame.f_locals.values())
-    if isinstance(current, types.FrameType):
+    if (frame_of := _FRAMES.get(kind)) is not None:
+        frame = getattr(current, frame_of)
+        return list(frame.f_locals.values()) if frame is not None else ()
+    if issubclass(kind, types.FrameType):
         return ()
-    if isinstance(current, dict):
+    if issubclass(kind, dict):
         # Not by its referents: the dictionary of an instance with inline attributes shows none (CPython 3.13).
         return list(dict.values(current))
     return gc.get_referents(current)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,15 @@ if TYPE_CHECKING:
 _HOOK = pytest.StashKey[PostImportHook]()
 _SESSION = pytest.StashKey["Session"]()
 _CONFIGURED = pytest.StashKey[bool]()
+
+
+def _unseen(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Leave a hook out of the tracebacks that pass through it.
+
+    pytest leaves out its own, and code that comes from no file. What is left decides where it says an error happened.
+    """
+    hook.__code__ = hook.__code__.replace(co_filename="<pytest_pgleak>")
+    return hook
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -147,6 +156,7 @@ def _is_selected(item: pytest.Item) -> bool:
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
+@_unseen
 def pytest_fixture_setup(
     fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
 ) -> Generator[None, object, object]:
@@ -174,6 +184,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
+@_unseen
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     if (active := item.config.stash.get(_SESSION, None)) is None:
         return (yield)
@@ -182,6 +193,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
+@_unseen
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
     if (active := item.config.stash.get(_SESSION, None)) is None:
         return (yield)
@@ -190,6 +202,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
 
 
 @pytest.hookimpl(wrapper=True)
+@_unseen
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
