@@ -54,7 +54,7 @@ def application(nodeid: str) -> str:
 def run_correct() -> bool:
     """Run the correct half in a process of its own; return whether all of it passed."""
     print("The correct applications: all of these pass.\n", flush=True)
-    arguments = ["-c", str(DEMO / "pytest.ini"), str(DEMO / "tests" / "test_correct.py")]
+    arguments = ["-p", "no:randomly", "-c", str(DEMO / "pytest.ini"), str(DEMO / "tests" / "test_correct.py")]
     process = subprocess.run([sys.executable, "-m", "pytest", *arguments], check=False)  # noqa: S603 (nobody's input)
     return process.returncode == 0
 
@@ -63,7 +63,7 @@ def run_leaky() -> Collector:
     """Run the leaky half in this process, and return what was found."""
     print("\nThe leaky applications: all of these fail, each for the one line that it lacks.\n", flush=True)
     collector = Collector()
-    arguments = ["-c", str(DEMO / "pytest.ini"), "-rN", str(DEMO / "tests" / "test_leaky.py")]
+    arguments = ["-p", "no:randomly", "-c", str(DEMO / "pytest.ini"), "-rN", str(DEMO / "tests" / "test_leaky.py")]
     pytest.main(arguments, plugins=[collector])
     return collector
 

@@ -97,7 +97,7 @@ def run_pytest(arguments: tuple[str, ...], directory: Path, **variables: str) ->
     environment = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
     environment |= {"COLUMNS": "120", "NO_COLOR": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONIOENCODING": "utf-8"}
     environment |= variables
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:randomly", *arguments]
     try:
         process = subprocess.run(  # noqa: S603 - the arguments are this file's own
             command,

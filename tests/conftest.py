@@ -10,6 +10,7 @@ import pytest
 from pytest_pgleak.servers import ServerRequest, plan, start
 
 pytest_plugins = ["pytester"]
+pytest.register_assert_rewrite("twice")
 
 # Inner suites, leaking on purpose: test_corpus.py, compat/test_corpus_drivers.py and test_stateful.py run them.
 collect_ignore = ["corpus", "corpus_drivers", "stateful"]
@@ -23,9 +24,11 @@ def server_dsn() -> Iterator[str]:
 
 
 @pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_environment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     # What the developer has set must not reach the inner runs.
     for name in ("PGLEAK_DSN", "PYTEST_XDIST_WORKER", "GITHUB_ACTIONS", "CI", "BUILD_NUMBER"):
         monkeypatch.delenv(name, raising=False)
-    # One shuffles, the other has a thread: for those who ask for them.
+    # One shuffles, the other has a thread: for those who ask for them. `pytester` removes the variable.
+    if "pytester" in request.fixturenames:
+        request.getfixturevalue("pytester")
     monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:randomly -p no:rerunfailures")

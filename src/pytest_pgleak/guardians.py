@@ -36,6 +36,11 @@ _SQLALCHEMY: Final = (
     *("sqlalchemy.orm.session", "sqlalchemy.orm.scoping", "sqlalchemy.util._collections", "sqlalchemy.ext.asyncio"),
     *("sqlalchemy.connectors.asyncio", "sqlalchemy.dialects.postgresql"),
 )
+_FRAMES: Final = {
+    types.GeneratorType: "gi_frame",
+    types.AsyncGeneratorType: "ag_frame",
+    types.CoroutineType: "cr_frame",
+}
 _CLOSED_BOOKS_TYPES: Final = (type, types.ModuleType, types.CodeType, types.TracebackType, str, bytes, int, float)
 
 
@@ -59,7 +64,7 @@ def is_held(
         current = queue.popleft()
         if current is target:
             return True
-        if id(current) in seen or isinstance(current, _CLOSED_BOOKS_TYPES) or is_frameworks(current):
+        if id(current) in seen or issubclass(type(current), _CLOSED_BOOKS_TYPES) or is_frameworks(current):
             continue
         seen.add(id(current))
         frame = _frame_of(current) if not_in is not None else None
@@ -127,20 +132,23 @@ def is_frameworks(current: object) -> bool:
 
 
 def _held_by(current: Any) -> Iterable[object]:
-    if isinstance(current, types.FunctionType):
+    # By its type, and no attribute that the type does not have: a mock would make one, a lazy proxy would wake up.
+    kind = type(current)
+    if issubclass(kind, types.FunctionType):
         # Not its globals: through them everything can be reached.
         return [*_cells(current), *(current.__defaults__ or ())]
-    if isinstance(current, types.MethodType):
+    if issubclass(kind, types.MethodType):
         return (current.__self__, current.__func__)
-    if isinstance(current, partial):
+    if issubclass(kind, partial):
         return (current.func, *current.args, *current.keywords.values())
-    if isinstance(current, threading.local):
+    if issubclass(kind, threading.local):
         return list(vars(current).values())  # this thread's, as of a ``scoped_session``
-    if (frame := _frame_of(current)) is not None:
-        return list(frame.f_locals.values())
-    if isinstance(current, types.FrameType):
+    if kind in _FRAMES:
+        frame = _frame_of(current)
+        return list(frame.f_locals.values()) if frame is not None else ()
+    if issubclass(kind, types.FrameType):
         return ()
-    if isinstance(current, dict):
+    if issubclass(kind, dict):
         # Not by its referents: the dictionary of an instance with inline attributes shows none (CPython 3.13).
         return list(dict.values(current))
     return gc.get_referents(current)
@@ -148,9 +156,9 @@ def _held_by(current: Any) -> Iterable[object]:
 
 def _frame_of(current: Any) -> types.FrameType | None:
     """Return the frame of a suspended generator or coroutine."""
-    return next(
-        (frame for name in ("gi_frame", "ag_frame", "cr_frame") if (frame := getattr(current, name, None))), None
-    )
+    name = _FRAMES.get(type(current))
+    frame: types.FrameType | None = None if name is None else getattr(current, name)
+    return frame
 
 
 def _cells(function: types.FunctionType) -> list[object]:

@@ -33,6 +33,15 @@ _CONFIGURED = pytest.StashKey[bool]()
 _LIBRARIES = pytest.StashKey[list[LibraryTracker]]()
 
 
+def _unseen(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Leave a hook out of the tracebacks that pass through it.
+
+    pytest leaves out its own, and code that comes from no file. What is left decides where it says an error happened.
+    """
+    hook.__code__ = hook.__code__.replace(co_filename="<pytest_pgleak>")
+    return hook
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     add_options(parser)
 
@@ -169,6 +178,7 @@ def _is_selected(item: pytest.Item) -> bool:
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
+@_unseen
 def pytest_fixture_setup(
     fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
 ) -> Generator[None, object, object]:
@@ -196,6 +206,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
+@_unseen
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     if (active := item.config.stash.get(_SESSION, None)) is None:
         return (yield)
@@ -204,6 +215,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
+@_unseen
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
     if (active := item.config.stash.get(_SESSION, None)) is None:
         return (yield)
@@ -212,6 +224,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
 
 
 @pytest.hookimpl(wrapper=True)
+@_unseen
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
