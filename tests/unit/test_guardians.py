@@ -75,9 +75,9 @@ def test_a_variable_of_the_function_itself_may_be_left_out():
     generator = named(target)
     next(generator)
     assert is_held(target, [generator])
-    assert not is_held(target, [functools.partial(print, generator)], named.__code__)
-    assert is_held(target, [generator, [target]], named.__code__)
-    assert is_held(target, [suspended(target)], suspended.__code__)
+    assert not is_held(target, [functools.partial(print, generator)], not_in=named.__code__)
+    assert is_held(target, [generator, [target]], not_in=named.__code__)
+    assert is_held(target, [suspended(target)], not_in=suspended.__code__)
 
 
 def test_modules_and_globals_hold_nothing():
