@@ -73,6 +73,7 @@ class ConnectionFacts:
         dbname: Database.
         user: Role.
         library: Whose connection it is.
+        written_with: Whose words to use for it, where it was taken out of a pool of another library for good.
     """
 
     reference: weakref.ref[Any]
@@ -83,6 +84,7 @@ class ConnectionFacts:
     dbname: str
     user: str
     library: Library = PSYCOPG
+    written_with: Library | None = None
 
 
 @dataclass(frozen=True, slots=True)

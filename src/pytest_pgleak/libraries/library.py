@@ -31,7 +31,8 @@ class Words:
         undo_on_purpose: A transaction that is rolled back on purpose; empty where there is no such thing.
         drops_slot: What happens when a connection is dropped that was out of its pool.
         writing: ``open`` and ``take`` for who writes: they commit. Empty where ``open`` and ``take`` do.
-        session_of: What has the connection while it is out, in the library's word, as "Session"; empty for nothing.
+        session_of: What has the connection while it is out, in the library's word, as "Session"; empty where that is the
+            connection itself.
     """
 
     open: str
