@@ -75,6 +75,7 @@ class ConnectionFacts:
         user: Role.
         library: Whose connection it is.
         loop: The event loop that it was opened in, weakly; None where it needs none.
+        written_with: Whose words to use for it, where it was taken out of a pool of another library for good.
     """
 
     reference: weakref.ref[Any]
@@ -86,6 +87,7 @@ class ConnectionFacts:
     user: str
     library: Library = PSYCOPG
     loop: weakref.ref[Any] | None = None
+    written_with: Library | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,4 +159,5 @@ def words_of(connection: ConnectionFacts | None, pool: PoolState | None, stack: 
     )
     if facts is None:
         return PSYCOPG.words("", is_async, stack)
-    return facts.library.words(facts.class_name, is_async, stack)
+    library = facts.written_with if isinstance(facts, ConnectionFacts) else None
+    return (library or facts.library).words(facts.class_name, is_async, stack)

@@ -444,6 +444,9 @@ class Ledger:
         self._fold_returned(event)
         record = self._connections.get(event.subject)
         if record is not None and event.moment is not None:
+            pool = self._pools.get(record.pool) if record.pool is not None else None
+            if pool is not None and pool.facts is not None:
+                record.facts = replace(record.facts, written_with=pool.facts.library)
             record.pool, record.opened = None, event.moment
 
     def _fold_prepared(self, event: Event) -> None:

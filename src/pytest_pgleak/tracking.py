@@ -215,7 +215,7 @@ class Tracker:
     def here(self) -> Moment | None:
         """Say when, where and on whose account something happens now; None where that cannot be told."""
         try:
-            return self._moment()
+            return self._moment(_INSIDE)  # there is no guard in between
         except Exception:  # noqa: BLE001 - whatever it is, the application must not notice
             self.fault("tracking (here)")
             return None
@@ -393,8 +393,8 @@ class Tracker:
         for gid in gids:
             self._record(Event(EventKind.PREPARED, serial, moment, connection=facts, gid=gid))
 
-    def _moment(self) -> Moment:
-        stack = capture(_INSIDE + 1)
+    def _moment(self, depth: int = _INSIDE + 1) -> Moment:
+        stack = capture(depth)
         if (waiting := awaiter()) is not None:
             stack += waiting.stack
         return Moment(

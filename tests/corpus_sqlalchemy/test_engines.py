@@ -58,6 +58,32 @@ def test_never_used(url):
     KEPT.append(create_engine(url))
 
 
+def test_all_arguments(url):
+    engine = create_engine(
+        url,
+        echo=True,
+        echo_pool=True,
+        execution_options={"isolation_level": "SERIALIZABLE"},
+        hide_parameters=True,
+        logging_name="engine",
+        pool_logging_name="pool",
+        pool_pre_ping=True,
+        pool_recycle=100,
+        pool_reset_on_return="rollback",
+        pool_size=2,
+        max_overflow=3,
+        pool_timeout=4,
+        pool_use_lifo=True,
+        query_cache_size=10,
+    )
+    assert (engine.echo, engine.hide_parameters, engine.logging_name) == (True, True, "engine")
+    assert (engine.pool.size(), engine.pool.logging_name) == (2, "pool")
+    with pytest.raises(TypeError, match="Invalid argument"):
+        create_engine(url, poolsize=2)
+    read(engine)
+    engine.dispose()
+
+
 def test_disposed(url):
     engine = create_engine(url)
     read(engine)
@@ -486,9 +512,15 @@ def test_pool_without_an_engine(dsn):
     pool.dispose()
 
 
-@not_returned
+@expect("connection-not-returned", "pool-not-closed")
 def test_pool_without_an_engine_and_kept(dsn):
     KEPT.append(QueuePool(lambda: psycopg2.connect(dsn)).connect())
+
+
+@not_closed
+def test_pool_without_an_engine_never_disposed(dsn):
+    KEPT.append(QueuePool(lambda: psycopg2.connect(dsn)))
+    KEPT[-1].connect().close()
 
 
 # -- the application's own listeners ----------------------------------------------------------------------------------

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_pgleak.events import PoolFacts
 from pytest_pgleak.libraries.opening import opening_for
+from pytest_pgleak.libraries.signatures import with_arguments_of
 from pytest_pgleak.libraries.sqlalchemy_events import driver_connection_of, event_listeners
-from pytest_pgleak.libraries.sqlalchemy_words import SQLALCHEMY, WITH_NULL_POOL
+from pytest_pgleak.libraries.sqlalchemy_words import SQLALCHEMY, WITH_NULL_POOL, SqlAlchemy
 from pytest_pgleak.patching import Patch, Patches
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def sqlalchemy_patches(module: ModuleType, tracker: Tracker) -> Patches:
     """
     pools = (module.pool.Pool, module.pool.SingletonThreadPool)  # the second one has a ``connect`` of its own
     return Patches(
+        Patch(module.pool.Pool, "__init__", functools.partial(_wrap_pool_init, tracker)),
         Patch(module.Engine, "__init__", functools.partial(_wrap_engine_init, tracker)),
         *(Patch(pool, "connect", functools.partial(_wrap_pool_connect, tracker)) for pool in pools),
         Patch(module.Engine, "dispose", functools.partial(_wrap_dispose, tracker)),
@@ -45,23 +47,39 @@ def sqlalchemy_patches(module: ModuleType, tracker: Tracker) -> Patches:
     )
 
 
-def _pool_facts(engine: Any, reference: weakref.ref[Any]) -> PoolFacts:
+def _facts_of_engine(engine: Any, reference: weakref.ref[Any]) -> PoolFacts:
     pool = engine.pool
     size, overflow = getattr(pool, "size", None), getattr(pool, "_max_overflow", -1)
     limit = size() + overflow if callable(size) and overflow >= 0 else 0  # that of a SingletonThreadPool is no method
-    library = WITH_NULL_POOL if any(cls.__name__ == "NullPool" for cls in type(pool).__mro__) else SQLALCHEMY
-    database = str(engine.url.database or "")
-    return PoolFacts(reference, type(pool).__name__, engine.dialect.is_async, database, limit, library)
+    name = str(engine.url.database or engine.url.drivername)
+    return PoolFacts(reference, type(pool).__name__, engine.dialect.is_async, name, limit, _library(pool))
 
 
-def _wrap_engine_init(tracker: Tracker, original: Method) -> Method:
-    @functools.wraps(original)
+def _facts_of_pool(pool: Any, reference: weakref.ref[Any]) -> PoolFacts:
+    """Return what is known of a pool before its engine is there, if there will be one."""
+    return PoolFacts(reference, type(pool).__name__, False, "a pool without an engine", 0, _library(pool))
+
+
+def _library(pool: Any) -> SqlAlchemy:
+    return WITH_NULL_POOL if any(cls.__name__ == "NullPool" for cls in type(pool).__mro__) else SQLALCHEMY
+
+
+def _wrap_pool_init(tracker: Tracker, original: Method) -> Method:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         __tracebackhide__ = True
         original(self, *args, **kwargs)
-        tracker.pool_opened(self.pool, functools.partial(_pool_facts, self))
+        tracker.pool_opened(self, functools.partial(_facts_of_pool, self))
 
-    return __init__
+    return with_arguments_of(original, __init__)
+
+
+def _wrap_engine_init(tracker: Tracker, original: Method) -> Method:
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        __tracebackhide__ = True
+        original(self, *args, **kwargs)
+        tracker.pool_opened(self.pool, functools.partial(_facts_of_engine, self))
+
+    return with_arguments_of(original, __init__)
 
 
 def _wrap_pool_connect(tracker: Tracker, original: Method) -> Method:
@@ -87,7 +105,7 @@ def _wrap_dispose(tracker: Tracker, original: Method) -> Method:
             original(self, *args, **kwargs)
         finally:
             if self.pool is not before:
-                tracker.pool_opened(self.pool, functools.partial(_pool_facts, self), before)
+                tracker.pool_opened(self.pool, functools.partial(_facts_of_engine, self), before)
                 tracker.pool_closed(before)
 
     return dispose

@@ -13,9 +13,10 @@ import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from pytest_pgleak.events import Moment
+from pytest_pgleak.libraries.signatures import with_arguments_of
 from pytest_pgleak.libraries.sqlalchemy_events import Listener, driver_connection_of, guarded
 from pytest_pgleak.patching import Patch, Patches
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from pytest_pgleak.tracking import Tracker
 
 Method = Callable[..., Any]
-
-_OWN: Final = "__init__"
 
 
 def session_patches(orm: ModuleType, tracker: Tracker) -> Patches:
@@ -71,14 +70,14 @@ class _Makers:
 def _wrap_init(tracker: Tracker, makers: _Makers, original: Method) -> Method:
     own_frame = original.__code__, original.__code__.co_firstlineno
 
-    @functools.wraps(original)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         __tracebackhide__ = True
         original(self, *args, **kwargs)
         if (moment := tracker.here()) is not None:
             stack = moment.stack
-            while stack and stack[0][0].co_name == _OWN:  # of subclasses: the application's own session, the async one
+            # Of subclasses: the async session's, the application's own.
+            while stack and stack[0][0].co_name in ("__init__", "made"):
                 stack = stack[1:]
             makers.note(self, replace(moment, stack=(own_frame, *stack)))
 
-    return __init__
+    return with_arguments_of(original, __init__)

@@ -82,5 +82,5 @@ def _words(is_async: bool, by_session: bool, is_scoped: bool) -> Words:
         writing=f"{with_} {prefix}Session(engine) as session, session.begin():"
         if by_session
         else f"{with_} engine.begin() as conn:",
-        session_of=f"{prefix}Session" if by_session else f"{prefix}Connection",
+        session_of=f"{prefix}Session" if by_session else "",
     )
