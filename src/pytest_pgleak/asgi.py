@@ -85,6 +85,7 @@ class AsgiTracking:
             runner: Who runs a lifespan; None for whoever is active.
             starlette: The application object, where it is one of Starlette's.
         """
+        __tracebackhide__ = True  # of an error of the application's own, which comes through here
         if _SEEN in scope or scope["type"] not in ("http", "websocket", "lifespan"):
             await app(scope, receive, send)
             return
@@ -110,7 +111,10 @@ class AsgiTracking:
         return __call__
 
     async def _lifespan(self, app: App, scope: Scope, receive: Receive, send: Send, owner: Owner) -> None:
+        __tracebackhide__ = True
+
         async def sending(message: MutableMapping[str, Any]) -> None:
+            __tracebackhide__ = True
             if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
                 # Everything of the application's own has been closed, and whoever runs it still waits.
                 await self._lifespan_ended(owner)
@@ -123,11 +127,13 @@ class AsgiTracking:
             self._ownership.end(owner)
 
     async def _request(self, app: App, scope: Scope, receive: Receive, send: Send) -> None:
+        __tracebackhide__ = True
         request = Request(self._next_request(), scope.get("method", "WEBSOCKET"), scope["path"])
         request.task = current_task()
         request.learn = functools.partial(self._learn, scope, request)
 
         async def sending(message: MutableMapping[str, Any]) -> None:
+            __tracebackhide__ = True
             if message["type"] == "http.response.start":
                 request.status = message["status"]
             await send(message)
