@@ -31,6 +31,8 @@ def fix(finding: Finding) -> str:
         )
     if finding.ending is Ending.CLOSED:
         return f"call `{words.commit}` before the `yield`, or open it with `autocommit=True`"
-    if failed:
-        return f"call `{words.rollback}` when a statement fails, or run it inside `{words.transaction}`"
-    return f"call `{words.commit}` before it ends, or write inside `{words.transaction}`"
+    failed = failed
+    what = f"call `{words.rollback}` when a statement fails" if failed else f"call `{words.commit}` before it ends"
+    if not words.transaction:
+        return what
+    return f"{what}, or {'run it' if failed else 'write'} inside `{words.transaction}`"

@@ -510,3 +510,21 @@ async def test_a_lazy_database_of_the_test(dsn):
     database = Database(dsn)
     assert await (await database.get()).fetchval("select 1") == 1
     KEPT.append(database)
+
+
+@expect("too-many-connections")
+@pytest.mark.pgleak(max_connections=2)
+async def test_more_than_two(dsn):
+    async with asyncpg.create_pool(dsn, min_size=1, max_size=4) as pool:
+
+        async def work():
+            async with pool.acquire() as conn:
+                await conn.execute("select pg_sleep(0.1)")
+
+        await asyncio.gather(work(), work(), work())
+
+
+@pytest.mark.pgleak(max_connections=2)
+async def test_two(dsn):
+    async with asyncpg.create_pool(dsn, min_size=2, max_size=2) as pool:
+        await asyncio.gather(*(pool.fetch("select 1") for _ in range(5)))

@@ -350,3 +350,18 @@ def leaking_pool(dsn):
 def test_a_fixtures_pool_not_closed(leaking_pool):
     with taken(leaking_pool) as conn:
         conn.cursor().execute(INSERT)
+
+
+@expect("too-many-connections")
+@pytest.mark.pgleak(max_connections=2)
+def test_more_than_two(dsn):
+    pool = psycopg2.pool.SimpleConnectionPool(3, 4, dsn)
+    pool.closeall()
+
+
+@pytest.mark.pgleak(max_connections=2)
+def test_two(dsn):
+    pool = psycopg2.pool.SimpleConnectionPool(1, 4, dsn)
+    with taken(pool) as conn, contextlib.closing(psycopg2.connect(dsn)):
+        conn.cursor().execute(INSERT)
+    pool.closeall()

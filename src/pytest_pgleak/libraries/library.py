@@ -22,11 +22,11 @@ class Words:
         close: Closes a connection.
         commit: Commits; empty where only the end of ``transaction`` does.
         rollback: Rolls back.
-        transaction: A block that is one transaction.
+        transaction: A block that is one transaction; empty where there is none.
         savepoint: A block that may fail without taking the whole transaction with it; empty where there is none.
         take: Takes a connection from a pool and gives it back; empty where no block does.
-        give_back: Gives a connection back to its pool.
-        open_pool: Opens a pool and closes it.
+        give_back: Gives a connection back to its pool; empty, as the next, where there are no pools.
+        open_pool: Opens a pool and closes it, or else only closes it.
         pool: What to make once for the whole application instead of in each request, as "open one pool".
         undo_on_purpose: A transaction that is rolled back on purpose; empty where there is no such thing.
         drops_slot: What happens when a connection is dropped that was out of its pool.
@@ -40,10 +40,10 @@ class Words:
     commit: str
     rollback: str
     transaction: str
-    savepoint: str
-    take: str
-    give_back: str
-    open_pool: str
+    savepoint: str = ""
+    take: str = ""
+    give_back: str = ""
+    open_pool: str = ""
     pool: str = "open one pool"
     undo_on_purpose: str = ""
     drops_slot: str = "the pool has lost this slot for ever"

@@ -46,7 +46,11 @@ def connection_patches(psycopg2: ModuleType, tracker: Tracker) -> Patches:
             if any(more.values()):  # asynchronous: not connected yet, and never tracked
                 return original(dsn, connection_factory=connection_factory, **more)
             stand_in = classes.connection_factory(connection_factory)
-            connection = original(dsn, connection_factory=stand_in or connection_factory, **more)
+            try:
+                connection = original(dsn, connection_factory=stand_in or connection_factory, **more)
+            except psycopg2.OperationalError as error:
+                tracker.refused(error)
+                raise
             if stand_in is not None or classes.watch(connection):
                 tracker.connection_opened(connection, functools.partial(_facts, connection), opening_pool.get())
             return connection
