@@ -31,7 +31,6 @@ def fix(finding: Finding) -> str:
         )
     if finding.ending is Ending.CLOSED:
         return f"call `{words.commit}` before the `yield`, or open it with `autocommit=True`"
-    failed = failed
     what = f"call `{words.rollback}` when a statement fails" if failed else f"call `{words.commit}` before it ends"
     if not words.transaction:
         return what
