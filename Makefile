@@ -9,7 +9,7 @@ PYTEST_ARGS ?= -n auto
 COMPAT_VENV ?= .venv-compat
 COMPAT_READY = $(COMPAT_VENV)/.ready
 
-.PHONY: help test compat fuzz demo lint types docs docs-check check clean
+.PHONY: help test compat compat-docs compat-docs-check fuzz demo lint types docs docs-check check clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,6 +38,14 @@ COMPAT_ARGS ?= -n auto tests/compat
 compat: $(COMPAT_READY)  ## whole suites with SQLAlchemy, asyncpg and so on, plugin off and on (in .venv-compat)
 	$(COMPAT_VENV)/bin/python -m pytest $(COMPAT_ARGS)
 
+COMPAT_PAGES = docs/other-drivers.md docs/sqlalchemy.md
+
+compat-docs: $(COMPAT_READY)  ## paste fresh output into the pages about other libraries
+	$(COMPAT_VENV)/bin/python docs/examples.py $(COMPAT_PAGES)
+
+compat-docs-check: $(COMPAT_READY)  ## fail if the output in those pages is stale
+	$(COMPAT_VENV)/bin/python docs/examples.py --check $(COMPAT_PAGES)
+
 FUZZ ?= 2000
 
 fuzz: $(READY)  ## many more random sequences than in the suite (FUZZ=2000 examples in each world)
@@ -59,7 +67,7 @@ docs: $(READY)  ## paste fresh output into README.md and docs/
 docs-check: $(READY)  ## fail if the output in README.md or docs/ is stale
 	$(BIN)/python docs/examples.py --check
 
-check: lint types docs-check test demo compat  ## everything
+check: lint types docs-check test demo compat compat-docs-check  ## everything
 
 clean:  ## remove what make has made
 	rm -rf .venv .venv-compat build dist .mypy_cache .pytest_cache .ruff_cache

@@ -3,7 +3,7 @@
 ``python docs/examples.py`` rewrites README.md and the pages below docs/; ``--check`` only compares, and exits with 1
 and a diff where a page is stale. It needs a PostgreSQL server as the tests do: PGLEAK_DSN, or whatever pgleak finds.
 
-Six comments in a page are instructions to this script (``…`` is what it replaces):
+Seven comments in a page are instructions to this script (``…`` is what it replaces):
 
 - ``<!-- file: test_a.py -->`` and a fenced block: a file. The files of a page are run together, by one pytest.
 - ``<!-- command -->`` and a fenced block: the command that runs them, where it is not ``pytest`` alone.
@@ -15,6 +15,7 @@ Six comments in a page are instructions to this script (``…`` is what it repla
   for a lock.
 - ``<!-- run: ARGUMENTS -->`` … ``<!-- /run -->``: pgleak's summary of one more pytest, with these arguments, on the
   files that the page has shown by then. A page with such runs is played from top to bottom, in one directory.
+- ``<!-- needs: NAME … -->``: modules without which the page is left as it is.
 - ``<!-- code: PATH NAME … -->`` … ``<!-- /code -->``: these functions of a file of the repository.
 """
 
@@ -24,6 +25,7 @@ import argparse
 import ast
 import difflib
 import functools
+import importlib.util
 import itertools
 import json
 import os
@@ -50,6 +52,7 @@ _RUN: Final = re.compile(r"(<!-- run:(?P<arguments>[^\n]*) -->\n).*?(<!-- /run -
 _CODE: Final = re.compile(r"(<!-- code: (?P<path>\S+) (?P<names>[^\n]+) -->\n).*?(<!-- /code -->)", re.DOTALL)
 
 _OF_THE_RUN: Final = ("summary", "annotations")
+_NEEDS: Final = re.compile(r"<!-- needs: (?P<names>[^\n]+) -->")
 _RULER: Final = re.compile(r"(?P<fill>[_=]{2,}) (?P<title>.+?) (?P=fill)_?=?|={3,}|-{3,} .* -{3,}")
 _WAITS: Final = re.compile(r"pgleak: \S+::(?P<name>\S+) \(\w+\) has been waiting for a lock for \S+ s")
 _PHASE: Final = re.compile(r"ERROR at (setup|teardown) of ")
@@ -266,6 +269,12 @@ def function_sources(path: str, names: list[str]) -> str:
     return "\n\n\n".join(found[name] for name in names)
 
 
+def missing(page: str) -> list[str]:
+    """Return the modules that a page needs and that are not installed."""
+    named = _NEEDS.search(page)
+    return [name for name in named["names"].split() if importlib.util.find_spec(name) is None] if named else []
+
+
 def refreshed(page: str) -> str:
     """Return a page with all that is pasted into it made anew.
 
@@ -302,11 +311,18 @@ def main() -> int:
     """Rewrite the pages, or with ``--check`` compare them. Returns the exit status."""
     parser = argparse.ArgumentParser(description="Paste real output into the documentation.")
     parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 where a page is stale")
-    check: bool = parser.parse_args().check
+    parser.add_argument("pages", nargs="*", type=Path, help="only these, and each has to be run")
+    arguments = parser.parse_args()
+    check: bool = arguments.check
+    named = [page.resolve() for page in arguments.pages]
     status = 0
-    for path in pages():
+    for path in named or pages():
         name = path.relative_to(ROOT).as_posix()
         before = path.read_text(encoding="utf-8")
+        if lacking := missing(before):
+            print(f"{name}: left as it is, for {' and '.join(lacking)} cannot be imported", file=sys.stderr)
+            status = status or int(bool(named))
+            continue
         try:
             after = refreshed(before)
         except ExampleError as error:
