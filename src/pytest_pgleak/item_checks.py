@@ -161,6 +161,8 @@ class ItemCheck:
     def section(self, verdicts: Verdicts) -> str:
         """Make the text to show beside an error of the user's own."""
         preface = "The test failed before this; what its frames still held then could not be released."
+        if all(finding.ending is Ending.DROPPED for finding in verdicts.told):
+            preface = "The test failed by itself; this was left besides."
         if all(finding.subject == "transaction" for finding in verdicts.told):
             preface = "This happened before the test failed; it may be the reason."
         return plain(LeaksFound(verdicts.told, self._item.config.rootpath, preface).lines)

@@ -94,7 +94,7 @@ def _closing(finding: Finding) -> str:
 
 
 def _after(finding: Finding) -> str:
-    if finding.after_response is None:
+    if finding.after_response is None or finding.request is None:
         return ""
     return " after the response" if finding.after_response else " before the response"
 

@@ -48,9 +48,10 @@ def lay_out(entries: Sequence[Entry]) -> list[Line]:
     if texts:
         lines.append(Line(""))
     if told < len(texts):
-        lines.append(Line(f"… and {len(texts) - told} more texts like this one"))
-    if len(entries) > len(shown):
-        lines.append(Line(f"… and {len(entries) - len(shown)} more lines of code"))
+        more = len(texts) - told
+        lines.append(Line(f"… and {more} more text{'s' if more > 1 else ''} like this one"))
+    if (more := len(entries) - len(shown)) > 0:
+        lines.append(Line(f"… and {more} more line{'s' if more > 1 else ''} of code"))
     return lines
 
 
@@ -60,5 +61,6 @@ def _with_tests(entries: Sequence[Entry], most: int) -> list[Line]:
         lines.append(entry.heading)
         lines += [Line(f"         {nodeid}") for nodeid in entry.tests[:most]]
         if 0 < most < len(entry.tests):
-            lines.append(Line(f"         … and {len(entry.tests) - most} more tests"))
+            more = len(entry.tests) - most
+            lines.append(Line(f"         … and {more} more test{'s' if more > 1 else ''}"))
     return lines

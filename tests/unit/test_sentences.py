@@ -93,8 +93,12 @@ def test_what_happened_at_the_origin(found, expected):
     ("found", "expected"),
     [
         (dropped(), "garbage-collected; nothing called close()"),
-        (dropped(after_response=True), "garbage-collected after the response; nothing called close()"),
-        (dropped(after_response=False), "garbage-collected before the response; nothing called close()"),
+        (dropped(request=REQUEST, after_response=True), "garbage-collected after the response; nothing called close()"),
+        (
+            dropped(request=REQUEST, after_response=False),
+            "garbage-collected before the response; nothing called close()",
+        ),
+        (dropped(after_response=False), "garbage-collected; nothing called close()"),
         (not_closed(), "it did not: the test ended and the connection is still open"),
         (
             not_closed(owner=FIXTURE),
@@ -110,7 +114,7 @@ def test_what_happened_at_the_origin(found, expected):
             "it did not: the test ended and the connection is still out; task 'Task-7' (listen) is still running",
         ),
         (
-            not_returned(DROPPED, after_response=True),
+            not_returned(DROPPED, request=REQUEST, after_response=True),
             "garbage-collected after the response while checked out; the pool has lost this slot for ever",
         ),
         (not_returned(CLOSED), "closed, but not returned with putconn(); the pool has lost this slot for ever"),
