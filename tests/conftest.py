@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -12,8 +13,12 @@ from pytest_pgleak.servers import ServerRequest, plan, start
 pytest_plugins = ["pytester"]
 pytest.register_assert_rewrite("twice")
 
-# Inner suites, leaking on purpose: test_corpus.py, compat/test_corpus_drivers.py and test_stateful.py run them.
-collect_ignore = ["corpus", "corpus_drivers", "stateful"]
+# Inner suites, leaking on purpose: test_corpus.py, compat/test_corpus_*.py and test_stateful.py run them.
+collect_ignore = ["corpus", "corpus_drivers", "corpus_sqlalchemy", "stateful"]
+
+# In the background of a shell Ctrl-C is ignored, and so it would be by all that the tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
