@@ -466,7 +466,7 @@ def test_styles_of_tests(twice) -> None:
 
 @pytest.mark.parametrize(
     "args",
-    [("-x", "-s"), ("--maxfail=2", "-q", "-p", "no:terminal")],
+    [("-x", "-s"), ("--maxfail=2", "-p", "no:terminal")],
     ids=" ".join,
 )
 def test_pytests_own_options(twice, args) -> None:
@@ -556,8 +556,9 @@ def test_a_leak_that_does_not_come_back(twice) -> None:
 
 
 def test_randomly(twice) -> None:
-    twice.write(test_small=SMALL, test_time=TIME.replace("KEPT.pop()", "KEPT and KEPT.pop()"))
-    off, found = twice.compare("-p", "randomly", "-p", "randomly", "-p", "randomly", "-p", "randomly", on=())
+    twice.write(test_small=SMALL, test_more_of_it=SMALL)
+    off, found = twice.compare("-p", "randomly", "-p", "randomly", "--randomly-seed=1")
+    assert [report[0] for report in off["reports"]] != sorted(report[0] for report in off["reports"])
     assert off["reports"] == found["reports"]
 
 
@@ -566,6 +567,9 @@ SLOW = """
     import psycopg, pytest
 
     KEPT = []
+
+    def test_first(dsn):
+        pass  # the database is made here, without a timeout
 
     @pytest.mark.timeout(0.8, method="METHOD")
     def test_in_time(dsn):
@@ -617,7 +621,7 @@ def test_cov(twice) -> None:
     twice.write(application=application, test_it=tests)
     covered = []
     for args in (Twice.OFF, Twice.ON):
-        twice.once(*args, "--cov", "--cov-branch", "--cov-report=xml")
+        twice.once(*args, "--cov=.", "--cov-branch", "--cov-report=xml")
         classes = ElementTree.parse(Path(twice.pytester.path, "coverage.xml")).iter("class")
         covered.append(
             {
@@ -635,7 +639,6 @@ GROUPS = """
     import os, time
     import psycopg, psycopg_pool, pytest
 
-    @pytest.mark.xdist_group("one")
     class TestGroup:
         kept = []
 
@@ -646,7 +649,6 @@ GROUPS = """
             with self.kept.pop() as pool, pool.connection() as conn:
                 conn.execute("select 1")
 
-    @pytest.mark.xdist_group("one")
     def test_fails(dsn):
         psycopg.connect(dsn)
         raise AssertionError("on purpose")
@@ -657,20 +659,18 @@ GROUPS = """
 """
 
 
-def test_xdist(twice) -> None:
+@pytest.mark.parametrize("dist", ["load", "loadgroup"])
+def test_xdist_with_tests_that_stand_alone(twice, dist) -> None:
+    twice.write(test_small=SMALL)
+    _, found = twice.compare("-n2", f"--dist={dist}", ordered=False)
+    found.result.stdout.fnmatch_lines(["   1 × [[]connection-not-closed] test_small.py:* in test_leak*"])
+
+
+def test_xdist_with_tests_that_belong_together(twice) -> None:
     twice.write(test_groups=GROUPS)
-    # `load` may give the two of a class to two workers: without the plugin, too.
-    off = twice.once(*Twice.OFF, "-n2", "--dist=loadgroup")
-    assert off["counts"] == {"passed": 8, "failed": 1, "warnings": off["counts"]["warnings"]}
-    for dist in ("loadgroup", "loadscope"):
-        found = twice.once(*Twice.ON, "-n2", f"--dist={dist}")
-        for run in (off, found):
-            run["reports"] = [[report[0].partition("@")[0], *report[1:]] for report in run["reports"]]
-            run["warnings"] = [
-                [*warning[:2], warning[2].partition("@")[0], *warning[3:]] for warning in run["warnings"]
-            ]
-        assert_same(off, found, ordered=False)
-        found.result.stdout.fnmatch_lines(["   1 × [[]pool-not-closed] test_groups.py:* in TestGroup.test_leaves*"])
+    off, found = twice.compare("-n2", "--dist=loadscope", ordered=False)
+    assert (off["counts"]["passed"], off["counts"]["failed"]) == (8, 1)
+    found.result.stdout.fnmatch_lines(["   1 × [[]pool-not-closed] test_groups.py:* in TestGroup.test_leaves*"])
 
 
 CRASH = """

@@ -20,12 +20,14 @@ import pytest
 SEEN = {"reports": [], "warnings": [], "counts": {}, "status": None}
 
 def plain(text):
-    return re.sub(r"0x[0-9a-f]+|pid[= ]\d+|-\d{5,}|\d+\.\d+ ?s(econds)?\b", "…", text)
+    return re.sub(r"0x[0-9a-f]+|\bgw\d+|pid[= ]\d+|-\d{5,}|\d+\.\d+ ?s(econds)?\b", "…", text)
 
 def of(report):
     # Of an error its last line: the frames that it went through are ours, too.
     error = report.longreprtext.strip().rpartition("\n")[2]
-    captured = [[name, plain(text)] for name, text in report.sections if not name.startswith("pgleak")]
+    # pytest-timeout prints where all threads are, and ours is one.
+    sections = [(name, text) for name, text in report.sections if "~ Stack of <unknown> (" not in text]
+    captured = [[name, plain(text)] for name, text in sections if not name.startswith("pgleak")]
     return [report.nodeid, report.when, report.outcome, plain(error), captured, getattr(report, "wasxfail", None)]
 
 def pytest_runtest_logreport(report):
