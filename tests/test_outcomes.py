@@ -421,7 +421,9 @@ def test_what_import_left_is_told_at_the_end_as_a_warning(run: Run, server_dsn: 
         """
     )
     result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(["*connection-not-closed] test_it.py:4 in <module>  by the session*(warning)"])
+    result.stdout.fnmatch_lines(
+        ["*connection-not-closed] test_it.py:4 in <module>  by the process (module global test_it.GLOBAL)  (warning)"]
+    )
 
 
 def test_untracked_backend_is_a_warning(run: Run) -> None:
