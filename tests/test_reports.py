@@ -187,7 +187,7 @@ def test_what_the_session_left_and_notes(run: Run, pytester: pytest.Pytester, se
         report = check_report((pytester.path / "leaks.json").read_text())
         (bug,) = report["bugs"]
         assert (bug["kind"], bug["level"], bug["count"], bug["tests"]) == ("connection-not-closed", "warn", count, [])
-        assert bug["owner"] == "the session (import or collection)"
+        assert bug["owner"] == "the process (module global conftest.AT_IMPORT)"
         assert [note.partition(":")[0] for note in report["notes"]] == ["pgleak_ignore"]
         run_ = check_sarif((pytester.path / "leaks.sarif").read_text())
         assert len(run_["results"]) == len(run_["invocations"][0]["toolExecutionNotifications"]) == 1
