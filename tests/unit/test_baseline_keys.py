@@ -45,12 +45,12 @@ def test_what_changes_it(change, same):
         ("/project/.venv/lib/python3.11/site-packages/app/db.py", "site-packages/app/db.py"),
         ("/usr/lib/python3/dist-packages/app/db.py", "dist-packages/app/db.py"),
         ("/opt/shared/db.py", "db.py"),
-        ("/home/me/work/shared/db.py", "../shared/db.py"),
+        ("/home/me/code/shared/db.py", "../shared/db.py"),
         ("/home/you/shared/db.py", "../../../you/shared/db.py"),
     ],
 )
 def test_a_file_is_named_alike_wherever_the_project_lies(filename, expected):
-    root = Path("/home/me/work/project") if filename.startswith("/home") else ROOT
+    root = Path("/home/me/code/project") if filename.startswith("/home") else ROOT
     assert portable(filename, root) == expected
 
 
