@@ -33,7 +33,17 @@ def _own_environment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
     # What the developer has set must not reach the inner runs.
     for name in ("PGLEAK_DSN", "PYTEST_XDIST_WORKER", "GITHUB_ACTIONS", "CI", "BUILD_NUMBER"):
         monkeypatch.delenv(name, raising=False)
-    # One shuffles, the other has a thread: for those who ask for them. `pytester` removes the variable.
+    # `pytester` removes the variables that follow.
     if "pytester" in request.fixturenames:
         request.getfixturevalue("pytester")
+    # What else is installed would be two thirds of the time of an inner run.
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p asyncio -p pgleak -p anyio -p xdist")
+
+
+@pytest.fixture
+def all_plugins(_own_environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inner runs have all plugins that are installed, as a user's have."""
+    monkeypatch.delenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD")
+    # One shuffles, the other has a thread: for those who ask for them.
     monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:randomly -p no:rerunfailures")

@@ -7,6 +7,8 @@ import textwrap
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("all_plugins")
+
 SUITE = """
     import psycopg, pytest
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from twice import Twice, assert_same, twice
 
+pytestmark = pytest.mark.usefixtures("all_plugins")
+
 __all__ = ["twice"]  # a fixture
 
 OBJECTS = """

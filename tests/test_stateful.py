@@ -27,7 +27,14 @@ def test_findings_are_what_the_model_expects(world: str, pytester: pytest.Pytest
     # What is left there is left for good: to wait for it longer would only take longer.
     pytester.makeini(INI)
     result = pytester.runpytest_subprocess(
-        f"--pgleak-dsn={server_dsn}", "-p", "no:cacheprovider", "-k", f"test_{world}", timeout=PATIENCE
+        f"--pgleak-dsn={server_dsn}",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "hypothesispytest",
+        "-k",
+        f"test_{world}",
+        timeout=PATIENCE,
     )
     result.assert_outcomes(passed=1, deselected=1)
     assert "internal error" not in result.stdout.str()

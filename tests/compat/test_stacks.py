@@ -23,6 +23,8 @@ import pytest
 from pytest_pgleak.kinds import KINDS
 from pytest_pgleak.servers.databases import create_database, drop_database
 
+pytestmark = pytest.mark.usefixtures("all_plugins")
+
 HERE = Path(__file__).parent
 NEEDED = ("asyncpg", "fastapi", "psycopg2", "pytest_asyncio", "pytest_postgresql", "sqlalchemy", "sqlmodel")
 PATIENCE = 120.0

@@ -1,0 +1,86 @@
+"""A real PgBouncer (Debian package ``pgbouncer``) on loopback, in front of a server of the tests."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+PROGRAM = shutil.which("pgbouncer", path=os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin")))
+PATIENCE = 10.0
+"""Seconds; it answers after about 30 ms."""
+
+needs_pgbouncer = pytest.mark.skipif(PROGRAM is None, reason="pgbouncer is not installed (Debian package pgbouncer)")
+
+
+@contextlib.contextmanager
+def pgbouncer(server_dsn: str, pool_mode: str, **settings: str | int) -> Iterator[str]:
+    """Run PgBouncer.
+
+    Args:
+        server_dsn: The server behind it, with its host and port.
+        pool_mode: ``session``, ``transaction`` or ``statement``.
+        settings: More of its settings.
+
+    Yields:
+        A DSN that leads through it, without a database.
+    """
+    assert PROGRAM is not None
+    server = conninfo_to_dict(server_dsn)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory(prefix="pgbouncer-") as name:
+        directory = Path(name)
+        lines = {
+            "listen_addr": "127.0.0.1",
+            "listen_port": port,
+            "unix_socket_dir": "",
+            "auth_type": "any",
+            "pool_mode": pool_mode,
+            "admin_users": "admin",
+            "logfile": directory / "log",
+            "pidfile": directory / "pid",
+            "ignore_startup_parameters": "extra_float_digits",
+            **settings,
+        }
+        target = f"host={server['host']} port={server.get('port', 5432)} user={server['user']}"
+        text = [f"[databases]\n* = {target}\n[pgbouncer]", *(f"{key} = {value}" for key, value in lines.items())]
+        (directory / "pgbouncer.ini").write_text("\n".join(text) + "\n", encoding="utf-8")
+        with subprocess.Popen(
+            [PROGRAM, "-q", str(directory / "pgbouncer.ini")], **_unprivileged(directory), stderr=subprocess.DEVNULL
+        ) as process:
+            try:
+                _await(process, port, directory / "log")
+                yield make_conninfo(host="127.0.0.1", port=port, user=server["user"])
+            finally:
+                process.kill()
+
+
+def _unprivileged(directory: Path) -> dict[str, object]:
+    """PgBouncer refuses to run as root, and the directory of the server's socket is open to its user alone."""
+    if os.geteuid() != 0:
+        return {}
+    user = pwd.getpwnam("nobody")
+    for path in (directory, *directory.iterdir()):
+        os.chown(path, user.pw_uid, user.pw_gid)
+    return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+
+
+def _await(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while process.poll() is None and time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"pgbouncer does not answer:\n{log.read_text() if log.exists() else ''}")
