@@ -156,7 +156,7 @@ def run(pytester: pytest.Pytester, driver: str, dsn: str, **environment: str) ->
         for name, value in environment.items():
             patch.setenv(name, value)
         # Other plugins may import psycopg, as pytest-postgresql does.
-        patch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+        patch.setenv("PYTEST_ADDOPTS", "")
         result = pytester.runpytest_subprocess(
             "-p", "no:cacheprovider", "-p", "anyio.pytest_plugin", "-p", "pytest_pgleak.plugin", timeout=120
         )

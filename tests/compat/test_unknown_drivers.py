@@ -57,7 +57,7 @@ def test_one_note(pytester: pytest.Pytester, package: str, module: str, source: 
         """
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # another plugin may have imported the real one
+        patch.setenv("PYTEST_ADDOPTS", "")  # another plugin may have imported the real one
         result = pytester.runpytest_subprocess("-p", "pytest_pgleak.plugin", "-p", "no:cacheprovider")
     result.assert_outcomes(passed=2)
     output = result.stdout.str()

@@ -55,6 +55,19 @@ def test_the_four_cases():
     )
 
 
+def test_still_open_in_one_run_and_collected_in_the_next_is_one_mistake():
+    """With ``--pgleak-mode=warn`` nobody runs the garbage collector."""
+    dropped, left = OLD, Key("connection-not-closed", OLD.file, OLD.function)
+    assert Baseline("compare", "b.json", {left: (A,)}).accepts(dropped)
+    assert Baseline("compare", "b.json", {dropped: (A,)}).accepts(left)
+    assert not Baseline("compare", "b.json", {NEW: (A,)}).accepts(dropped)
+    assert compare({left: (A,)}, evidence(dropped)) == Comparison(found=(left,))
+    assert compare({left: (A,)}, evidence(left, dropped)).new == ()
+    assert update({left: (A,)}, evidence(dropped)) == ({left: (A,)}, ALL)
+    of_a_pool = Key("connection-not-returned", OLD.file, OLD.function)
+    assert compare({of_a_pool: (A,)}, evidence(dropped)).new == (dropped,)
+
+
 def update(known, seen, made_from=ALL):
     return updated(Baseline("update", "b.json", known, made_from), seen)
 

@@ -7,7 +7,7 @@ only if the run was complete, and if each test that is on record for it ran to i
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from pytest_pgleak.baseline.extent import Extent
@@ -58,6 +58,7 @@ class Comparison:
 
 def compare(known: Known, evidence: Evidence) -> Comparison:
     """Compare."""
+    evidence = _as_known(evidence, known)
     missing = _ordered(key for key in known if key not in evidence.found)
     no_longer = tuple(key for key in missing if _is_no_longer_found(key, known[key], evidence))
     return Comparison(
@@ -70,6 +71,7 @@ def compare(known: Known, evidence: Evidence) -> Comparison:
 
 def updated(baseline: Baseline, evidence: Evidence) -> tuple[Known, Extent]:
     """Return what the file is to say now."""
+    evidence = _as_known(evidence, baseline.known)
     comparison = compare(baseline.known, evidence)
     known = {key: baseline.known[key] for key in comparison.undecided}
     known |= {key: _tests(baseline.known[key], key, evidence) for key in comparison.found}
@@ -80,6 +82,14 @@ def updated(baseline: Baseline, evidence: Evidence) -> tuple[Known, Extent]:
         return known, baseline.made_from
     tests = [test for key in comparison.new for test in known[key] or ("",)]
     return known, baseline.made_from.including(evidence.extent, tests)
+
+
+def _as_known(evidence: Evidence, known: Known) -> Evidence:
+    found: dict[Key, frozenset[str]] = {}
+    for key, tests in evidence.found.items():
+        name = key.among(known)
+        found[name] = found.get(name, frozenset()) | tests
+    return replace(evidence, found=found)
 
 
 def _is_no_longer_found(key: Key, tests: tuple[str, ...], evidence: Evidence) -> bool:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from pytest_pgleak.findings import Finding
 from pytest_pgleak.frames import Frame, user_frames
-from pytest_pgleak.kinds import TOO_MANY_CONNECTIONS
+from pytest_pgleak.kinds import CONNECTION_DROPPED, CONNECTION_NOT_CLOSED, TOO_MANY_CONNECTIONS
 from pytest_pgleak.owners import Owner
 from pytest_pgleak.reports.portable import portable
 from pytest_pgleak.transactions import How
 
 _COMPREHENSIONS: Final = frozenset(("<listcomp>", "<setcomp>", "<dictcomp>"))
 """Functions of their own until Python 3.11, part of the function around them since."""
+_SAME_MISTAKE: Final = {CONNECTION_DROPPED: CONNECTION_NOT_CLOSED, CONNECTION_NOT_CLOSED: CONNECTION_DROPPED}
+"""Which of the two it is, is a matter of when the garbage collector runs, and that of the mode of the run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,11 @@ class Key:
         """Name it in a line of output."""
         where = f"{self.file} in {self.function}" if self.file else self.source
         return f"[{self.kind}] {where}" + (f", ended in {self.ended_in}" if self.ended_in else "")
+
+    def among(self, known: Container[Key]) -> Key:
+        """Return the key by which the mistake is known already; this one if it is by none."""
+        other = replace(self, kind=_SAME_MISTAKE.get(self.kind, self.kind))
+        return other if self not in known and other in known else self
 
     def as_strings(self) -> tuple[str, ...]:
         """Return what can be sent between processes; ``Key(*…)`` takes it."""
