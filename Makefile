@@ -5,7 +5,8 @@ PYTHON ?= $(shell for v in python3.13 python3.12 python3.11 python3.14 python3; 
 VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
-PYTEST_ARGS ?= -n auto
+# The tests take from milliseconds to a minute each: who has done his share takes from the other's.
+PYTEST_ARGS ?= -n auto --dist worksteal
 COMPAT_VENV ?= .venv-compat
 COMPAT_READY = $(COMPAT_VENV)/.ready
 
@@ -33,7 +34,7 @@ $(COMPAT_READY): pyproject.toml
 	@$(COMPAT_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --group compat --editable ".[all]"
 	@touch $@
 
-COMPAT_ARGS ?= -n auto tests/compat
+COMPAT_ARGS ?= -n auto --dist worksteal tests/compat
 
 compat: $(COMPAT_READY)  ## whole suites with SQLAlchemy, asyncpg and so on, plugin off and on (in .venv-compat)
 	$(COMPAT_VENV)/bin/python -m pytest $(COMPAT_ARGS)

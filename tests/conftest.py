@@ -36,9 +36,10 @@ def _own_environment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
     # `pytester` removes the variables that follow.
     if "pytester" in request.fixturenames:
         request.getfixturevalue("pytester")
+    # By their modules: pytest rewrites the asserts of all that is below a name, and below "asyncio" is much.
     # What else is installed would be two thirds of the time of an inner run.
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    monkeypatch.setenv("PYTEST_ADDOPTS", "-p asyncio -p pgleak -p anyio -p xdist")
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p pytest_asyncio.plugin -p pgleak -p anyio.pytest_plugin -p xdist.plugin")
 
 
 @pytest.fixture

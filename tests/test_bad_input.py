@@ -51,7 +51,7 @@ def test_marker(marker: str, expected: list[str], pytester: pytest.Pytester) -> 
             pass
         """
     )
-    result = pytester.runpytest_subprocess("-p", "no:asyncio")
+    result = pytester.runpytest_subprocess("-p", "no:pytest_asyncio.plugin")
     result.assert_outcomes(errors=1, passed=1)
     text = output_of(result)
     assert "test_marker.py:3 (test_it): @pytest.mark.pgleak" in text
@@ -75,7 +75,7 @@ def test_marker(marker: str, expected: list[str], pytester: pytest.Pytester) -> 
 def test_ini(ini: str, expected: str, pytester: pytest.Pytester) -> None:
     pytester.makeini(f"[pytest]\n{ini}\n")
     pytester.makepyfile("def test_it(): pass")
-    result = pytester.runpytest_subprocess("-p", "no:asyncio")
+    result = pytester.runpytest_subprocess("-p", "no:pytest_asyncio.plugin")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert expected in output_of(result)
 
@@ -92,7 +92,7 @@ def test_ini(ini: str, expected: str, pytester: pytest.Pytester) -> None:
 )
 def test_no_server(arguments: list[str], expected: list[str], pytester: pytest.Pytester) -> None:
     pytester.makepyfile(USES_THE_SERVER)
-    result = pytester.runpytest_subprocess("-p", "no:asyncio", *arguments)
+    result = pytester.runpytest_subprocess("-p", "no:pytest_asyncio.plugin", *arguments)
     result.assert_outcomes(errors=1)
     text = output_of(result)
     for part in expected:
@@ -135,7 +135,7 @@ def test_a_role_that_may_not_see_others(
         """
     )
     monkeypatch.setenv("PGLEAK_DSN", dsn)
-    result = pytester.runpytest_subprocess("-p", "no:asyncio")
+    result = pytester.runpytest_subprocess("-p", "no:pytest_asyncio.plugin")
     result.assert_outcomes(failed=2, passed=1)
     text = output_of(result)
     assert "pgleak cannot watch the server of PGLEAK_DSN" in text
@@ -150,7 +150,7 @@ def test_a_role_without_createdb_uses_the_given_database(
     name, password = role
     dsn = psycopg.conninfo.make_conninfo(server_dsn, user=name, password=password)
     pytester.makepyfile(USES_THE_SERVER)
-    result = pytester.runpytest_subprocess("-p", "no:asyncio", f"--pgleak-dsn={dsn}")
+    result = pytester.runpytest_subprocess("-p", "no:pytest_asyncio.plugin", f"--pgleak-dsn={dsn}")
     result.assert_outcomes(passed=1)
     assert "CREATEDB" in output_of(result)
     assert password not in result.stdout.str()
@@ -171,7 +171,7 @@ def test_a_failing_test_does_not_show_the_password(
             assert conn.closed
         """
     )
-    result = pytester.runpytest_subprocess("-p", "no:asyncio", "--showlocals")
+    result = pytester.runpytest_subprocess("-p", "no:pytest_asyncio.plugin", "--showlocals")
     result.assert_outcomes(failed=1)
     assert f"user={name}" in result.stdout.str()
     assert password not in result.stdout.str()
@@ -181,7 +181,7 @@ def test_a_bad_setting_beside_a_conftest_that_imports_psycopg(pytester: pytest.P
     pytester.makeini("[pytest]\npgleak_grace = soon\n")
     pytester.makeconftest("import psycopg, psycopg_pool\n")
     pytester.makepyfile("def test_it(): pass")
-    result = pytester.runpytest_subprocess("-p", "no:asyncio")
+    result = pytester.runpytest_subprocess("-p", "no:pytest_asyncio.plugin")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert output_of(result).count("pgleak_grace = soon: expected a number of seconds") == 1
 
@@ -199,7 +199,7 @@ def test_no_application(pytester: pytest.Pytester, server_dsn: str) -> None:
             pass
         """
     )
-    result = pytester.runpytest_subprocess("-p", "no:asyncio", f"--pgleak-dsn={server_dsn}")
+    result = pytester.runpytest_subprocess("-p", "no:pytest_asyncio.plugin", f"--pgleak-dsn={server_dsn}")
     result.assert_outcomes(errors=2)
     assert "def pgleak_app(pgleak_dsn):" in output_of(result)
 
@@ -218,7 +218,7 @@ def test_no_asgi_application(pytester: pytest.Pytester, server_dsn: str) -> None
             pass
         """
     )
-    result = pytester.runpytest_subprocess("-p", "no:asyncio", f"--pgleak-dsn={server_dsn}")
+    result = pytester.runpytest_subprocess("-p", "no:pytest_asyncio.plugin", f"--pgleak-dsn={server_dsn}")
     result.assert_outcomes(errors=1)
     assert "pgleak_app returned 'app.main:app', which is no ASGI application" in output_of(result)
 
@@ -248,7 +248,7 @@ def test_failing_start_up_shows_the_applications_own_exception(pytester: pytest.
             pass
         """
     )
-    result = pytester.runpytest_subprocess("-p", "no:asyncio", f"--pgleak-dsn={server_dsn}")
+    result = pytester.runpytest_subprocess("-p", "no:pytest_asyncio.plugin", f"--pgleak-dsn={server_dsn}")
     result.assert_outcomes(errors=2)
     assert result.stdout.str().count("E       LookupError: no such setting: DATABASE") == 2
 
@@ -279,7 +279,9 @@ def test_unknown_psycopg_is_one_warning_and_no_crash(pytester: pytest.Pytester, 
             psycopg.connect(pgleak_dsn).close()
         """,
     )
-    result = pytester.runpytest_subprocess("-p", "no:asyncio", "-p", "other_shape", f"--pgleak-dsn={server_dsn}")
+    result = pytester.runpytest_subprocess(
+        "-p", "no:pytest_asyncio.plugin", "-p", "other_shape", f"--pgleak-dsn={server_dsn}"
+    )
     result.assert_outcomes(failed=1, passed=1)
     text = output_of(result)
     assert text.count("looks different from the versions that pytest-pgleak knows") == 1

@@ -35,7 +35,7 @@ def test_a_broken_judge(pytester: pytest.Pytester, server_dsn: str) -> None:
                 await conn.execute("select 1")
         """
     )
-    result = pytester.runpytest_subprocess("-p", "no:asyncio", f"--pgleak-dsn={server_dsn}")
+    result = pytester.runpytest_subprocess("-p", "no:pytest_asyncio.plugin", f"--pgleak-dsn={server_dsn}")
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines(
         ["pgleak: internal error of pytest-pgleak in the check of *", "*a fault inside the plugin*"]
@@ -63,6 +63,6 @@ def test_what_only_looks_like_a_connection_ends_no_checks(pytester: pytest.Pytes
             psycopg.connect(pgleak_dsn)
         """
     )
-    result = pytester.runpytest_subprocess("-p", "no:asyncio", f"--pgleak-dsn={server_dsn}")
+    result = pytester.runpytest_subprocess("-p", "no:pytest_asyncio.plugin", f"--pgleak-dsn={server_dsn}")
     result.assert_outcomes(passed=2, failed=1)
     assert "internal error" not in result.stdout.str()

@@ -59,7 +59,7 @@ def run(pytester: pytest.Pytester, server_dsn: str) -> Run:
         pytester.makeconftest(textwrap.dedent(CONFTEST) + textwrap.dedent(conftest))
         pytester.makepyfile(test_it=HEADER + textwrap.dedent(source))
         return pytester.runpytest_subprocess(
-            "-p", "no:cacheprovider", "-p", "no:asyncio", f"--pgleak-dsn={server_dsn}", *args, timeout=120
+            "-p", "no:cacheprovider", "-p", "no:pytest_asyncio.plugin", f"--pgleak-dsn={server_dsn}", *args, timeout=120
         )
 
     return write_and_run
@@ -170,7 +170,9 @@ def test_in_pytesters_own_process(pytester: pytest.Pytester, server_dsn: str) ->
             KEPT.pop().close()
         """
     )
-    result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-p", "no:asyncio", f"--pgleak-dsn={server_dsn}")
+    result = pytester.runpytest_inprocess(
+        "-p", "no:cacheprovider", "-p", "no:pytest_asyncio.plugin", f"--pgleak-dsn={server_dsn}"
+    )
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines(["pgleak: test_it.py::test_locks (call) has been *", MESSAGE[-1]])
 

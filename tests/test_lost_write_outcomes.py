@@ -52,7 +52,16 @@ def run(pytester: pytest.Pytester, server_dsn: str) -> Run:
     def write_and_run(source: str, *args: str) -> pytest.RunResult:
         pytester.makepyfile(test_it=textwrap.dedent(HEADER) + textwrap.dedent(source))
         return pytester.runpytest_subprocess(
-            *("-p", "no:cacheprovider", "-p", "no:asyncio", "-W", "ignore", f"--pgleak-dsn={server_dsn}", *args)
+            *(
+                "-p",
+                "no:cacheprovider",
+                "-p",
+                "no:pytest_asyncio.plugin",
+                "-W",
+                "ignore",
+                f"--pgleak-dsn={server_dsn}",
+                *args,
+            )
         )
 
     return write_and_run

@@ -44,7 +44,7 @@ def run(pytester: pytest.Pytester, server_dsn: str) -> Run:
         pytester.makepyfile(
             test_it="import time, warnings, psycopg, psycopg_pool, pytest\nKEPT = []\n" + textwrap.dedent(source)
         )
-        return pytester.runpytest_subprocess("-p", "no:asyncio", f"--pgleak-dsn={server_dsn}")
+        return pytester.runpytest_subprocess("-p", "no:pytest_asyncio.plugin", f"--pgleak-dsn={server_dsn}")
 
     return write_and_run
 

@@ -59,7 +59,14 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
             monkeypatch.setenv(name, value)
         pytester.makepyfile(test_it="import contextlib\n" + textwrap.dedent(source))
         result = pytester.runpytest_subprocess(
-            "-p", "no:asyncio", "-p", "no:cacheprovider", "--pgleak-select=all", "-o", "pgleak_grace=0.2", *args
+            "-p",
+            "no:pytest_asyncio.plugin",
+            "-p",
+            "no:cacheprovider",
+            "--pgleak-select=all",
+            "-o",
+            "pgleak_grace=0.2",
+            *args,
         )
         assert "internal error" not in result.stdout.str()
         return result

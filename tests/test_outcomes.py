@@ -30,7 +30,7 @@ def run(pytester: pytest.Pytester, server_dsn: str) -> Run:
         header = "import gc, psycopg, psycopg_pool, pytest\nfrom conftest import KEPT\n" if conftest == CONFTEST else ""
         pytester.makepyfile(test_it=header + textwrap.dedent(source))
         return pytester.runpytest_subprocess(
-            "-p", "no:cacheprovider", "-p", "no:asyncio", f"--pgleak-dsn={server_dsn}", *args
+            "-p", "no:cacheprovider", "-p", "no:pytest_asyncio.plugin", f"--pgleak-dsn={server_dsn}", *args
         )
 
     return write_and_run
@@ -230,6 +230,7 @@ def test_mode_off(run: Run) -> None:
     assert "pgleak:" not in result.stdout.str()
 
 
+@pytest.mark.usefixtures("all_plugins")
 def test_disabled_plugin(run: Run) -> None:
     result = run(LEAKY.replace("pgleak_dsn", "tmp_path"), "-p", "no:pgleak")
     # Without the plugin its option is unknown: nothing else may break.

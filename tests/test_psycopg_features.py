@@ -30,7 +30,7 @@ def seen(pytester: pytest.Pytester, server_dsn: str, monkeypatch: pytest.MonkeyP
             conn.execute(f"create database {name}")
         monkeypatch.setenv("FEATURES_DSN", dsn)
         monkeypatch.setenv("FEATURES_RESULT", str(result_file))
-        common = ("-p", "no:cacheprovider", "-p", "no:asyncio", "-p", "no:randomly")
+        common = ("-p", "no:cacheprovider", "-p", "no:pytest_asyncio.plugin", "-p", "no:randomly")
         result = pytester.runpytest_subprocess(*common, *arguments, timeout=PATIENCE)
         assert "internal error" not in result.stdout.str()
         assert result.ret == 0, result.stdout.str()

@@ -79,7 +79,7 @@ def run(pytester: pytest.Pytester, server_dsn: str) -> Run:
         pytester.makeconftest(textwrap.dedent(conftest))
         pytester.makepyfile(test_it=textwrap.dedent(source))
         return pytester.runpytest_subprocess(
-            "-p", "no:cacheprovider", "-p", "no:asyncio", f"--pgleak-dsn={server_dsn}", *args
+            "-p", "no:cacheprovider", "-p", "no:pytest_asyncio.plugin", f"--pgleak-dsn={server_dsn}", *args
         )
 
     return write_and_run

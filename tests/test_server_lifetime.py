@@ -60,7 +60,7 @@ def test_nothing_is_left(how: str, source: str, pytester: pytest.Pytester) -> No
     require(source)
     wait = {"normally": "pass", "os._exit": "import os; os._exit(3)"}.get(how, "time.sleep(60)")
     pytester.makepyfile(SUITE.replace("WAIT", wait))
-    command = [sys.executable, "-m", "pytest", "-p", "no:asyncio", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-p", "no:pytest_asyncio.plugin", "-p", "no:cacheprovider"]
     process = subprocess.Popen(
         [*command, f"--pgleak-server={source}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -92,7 +92,7 @@ def test_no_server_is_started_when_no_test_needs_one(pytester: pytest.Pytester) 
             pass
         """
     )
-    result = pytester.runpytest_subprocess("-p", "no:asyncio", "--pgleak-bindir=/nowhere")
+    result = pytester.runpytest_subprocess("-p", "no:pytest_asyncio.plugin", "--pgleak-bindir=/nowhere")
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["pgleak: 1 of 1 tests checked; server: the application's own"])
 
@@ -112,7 +112,7 @@ def test_header_names_source_and_version(source: str, pytester: pytest.Pytester)
             print("VERSION", pgleak_postgres.version)
         """
     )
-    result = pytester.runpytest_subprocess("-p", "no:asyncio", f"--pgleak-server={source}", "-s")
+    result = pytester.runpytest_subprocess("-p", "no:pytest_asyncio.plugin", f"--pgleak-server={source}", "-s")
     result.assert_outcomes(passed=1)
     version = next(line.split()[-1] for line in result.outlines if "VERSION" in line)
     result.stdout.fnmatch_lines([f"pgleak: 1 of 1 tests checked; server: PostgreSQL {version} from *"])
@@ -130,4 +130,4 @@ def test_a_hook_supplies_the_server(pytester: pytest.Pytester, server_dsn: str) 
             psycopg.connect(pgleak_dsn).close()
         """
     )
-    pytester.runpytest_subprocess("-p", "no:asyncio").assert_outcomes(passed=1)
+    pytester.runpytest_subprocess("-p", "no:pytest_asyncio.plugin").assert_outcomes(passed=1)

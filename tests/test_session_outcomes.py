@@ -44,7 +44,7 @@ def run(pytester: pytest.Pytester, foreign_dsn: str) -> Run:
 
     def write_and_run(source: str, *args: str) -> pytest.RunResult:
         pytester.makepyfile(test_it=textwrap.dedent(POOL).replace("DSN", repr(foreign_dsn)) + textwrap.dedent(source))
-        return pytester.runpytest_subprocess("-p", "no:cacheprovider", "-p", "no:asyncio", *args)
+        return pytester.runpytest_subprocess("-p", "no:cacheprovider", "-p", "no:pytest_asyncio.plugin", *args)
 
     return write_and_run
 

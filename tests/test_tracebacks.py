@@ -90,7 +90,7 @@ def test_no_frame_of_the_plugin_is_shown(pytester: pytest.Pytester, server_dsn: 
     pytester.makeconftest(textwrap.dedent(CONFTEST))
     pytester.makepyfile(test_it=textwrap.dedent(SUITE))
     result = pytester.runpytest_subprocess(
-        *("-p", "no:cacheprovider", "-p", "no:asyncio", "-W", "ignore"),
+        *("-p", "no:cacheprovider", "-p", "no:pytest_asyncio.plugin", "-W", "ignore"),
         *(f"--tb={style}", f"--pgleak-dsn={server_dsn}"),
     )
     result.assert_outcomes(passed=1, failed=3, errors=5)

@@ -288,7 +288,7 @@ def test_pytest_reads_the_ini_file_as_meant(pytester):
         pgleak_ignore =
             connection-dropped app/*.py::get_db
     """)
-    settings = read_settings(pytester.parseconfigure("-p", "no:asyncio", "--pgleak-select=all"))
+    settings = read_settings(pytester.parseconfigure("-p", "no:pytest_asyncio.plugin", "--pgleak-select=all"))
     assert (settings.grace, settings.terminate, settings.select) == (1.5, True, "all")
     assert settings.levels == {"connection-dropped": "warn", "untracked-backend": "off"}
     assert [rule.function for rule in settings.ignore] == ["get_db"]
