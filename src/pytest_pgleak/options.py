@@ -32,6 +32,11 @@ INI = (
     ("pgleak_dsn", "string", "DSN of a server to use (also: environment variable PGLEAK_DSN)"),
     ("pgleak_bindir", "string", "directory with the programs postgres and initdb"),
     ("pgleak_docker_image", "string", "image for pgleak_server = docker"),
+    (
+        "pgleak_schema",
+        "string",
+        "what pgleak_dsn and pgleak_fresh_dsn have in them: a file of SQL, or module:callable that takes a DSN",
+    ),
     ("pgleak_terminate", "bool", "terminate leaked backends in databases that pgleak did not create (default: false)"),
 )
 

@@ -108,40 +108,84 @@ def _as_postgres(supplied: Any) -> Postgres:
 def worker_database(state: State, server: Postgres, worker: str) -> str:
     """Create this worker's database; on a given server whose role may not, use the one that was given."""
     name = f"pgleak_{worker}_{uuid.uuid4().hex[:8]}"
-    dsn = trouble = ""
+    trouble = ""
     try:
-        dsn = create_database(server.dsn, name)
+        _create(state, server, name, _template(state, server, name))
     except ServerError as error:
         trouble = str(error)
     if trouble:
-        if server.owned or "permission denied" not in trouble:
+        if server.owned or "permission denied to create database" not in trouble:
             _fail("pgleak_dsn", trouble)
-        state.note(
-            "the role of the given server may not create databases (CREATEDB), so the tests run in the database that"
-            f" was given ({redacted(server.dsn)}), and leaked backends are left alone there"
-        )
-        return Dsn(server.dsn)
-    _remember(state, server, name)
-    if not server.owned:
-        state.after_session.insert(0, lambda: drop_database(server.dsn, name))
-    return Dsn(dsn)
+        return _given_database(state, server)
+    return Dsn(with_dbname(server.dsn, name))
 
 
 def fresh_database(state: State, server: Postgres, worker_dsn: str) -> str:
-    """Clone the worker's database for one test."""
+    """Clone the worker's database for one test: as `pgleak_schema` made it, or without that as it is now."""
     from psycopg.conninfo import conninfo_to_dict
 
-    template = str(conninfo_to_dict(worker_dsn).get("dbname"))
+    worker = str(conninfo_to_dict(worker_dsn).get("dbname"))
     name = f"pgleak_fresh_{uuid.uuid4().hex[:12]}"
     trouble = ""
     try:
-        create_database(server.dsn, name, template)
+        create_database(server.dsn, name, state.templates.get(worker, worker))
     except ServerError as error:
-        trouble = str(error)
+        trouble = _explained(str(error), worker)
     _fail("pgleak_fresh_dsn", trouble)
     _remember(state, server, name)
     state.after_teardown.append(lambda: _drop(state, server, name))
     return Dsn(with_dbname(server.dsn, name))
+
+
+def _template(state: State, server: Postgres, worker: str) -> str | None:
+    """Make the database that this worker's are copies of: nobody ever connects to it, so that it can be copied."""
+    source = state.settings.schema
+    if source is None:
+        return None
+    from pytest_pgleak.database_schema.source import apply_schema
+
+    name = f"{worker}_template"
+    _create(state, server, name)
+    apply_schema(source, state.config.rootpath, with_dbname(server.dsn, name))
+    state.templates[worker] = name
+    return name
+
+
+def _create(state: State, server: Postgres, name: str, template: str | None = None) -> None:
+    try:
+        create_database(server.dsn, name, template)
+    except ServerError as error:
+        raise ServerError(_explained(str(error), template or "")) from None
+    _remember(state, server, name)
+    if not server.owned:
+        state.after_session.insert(0, lambda: drop_database(server.dsn, name))
+
+
+def _explained(trouble: str, template: str) -> str:
+    if "is being accessed by other users" not in trouble:
+        return trouble
+    if template.endswith("_template"):
+        return (
+            f"{trouble}\nWhat pgleak_schema names has left a connection to it open: close it, or dispose of its engine,"
+            " before it returns."
+        )
+    return (
+        f"{trouble}\nA database is cloned only while nobody is connected to it, and something keeps a connection to"
+        " pgleak_dsn.\nLet pgleak make the schema (pgleak_schema = a file of SQL, or module:callable): then the clones"
+        " are made from a template of their own."
+    )
+
+
+def _given_database(state: State, server: Postgres) -> str:
+    state.note(
+        "the role of the given server may not create databases (CREATEDB), so the tests run in the database that"
+        f" was given ({redacted(server.dsn)}), and leaked backends are left alone there"
+    )
+    trouble = ""
+    if (source := state.settings.schema) is not None:
+        trouble = f"pgleak_schema = {source} needs a database of its own: ALTER ROLE … CREATEDB."
+    _fail("pgleak_dsn", trouble)
+    return Dsn(server.dsn)
 
 
 def _fail(fixturename: str, trouble: str) -> None:

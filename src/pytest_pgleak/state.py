@@ -100,6 +100,8 @@ class State:
         self.checking = False
         self.current_check: ItemCheck | None = None
         self.own_databases: set[str] = set()
+        # The worker's database, and the one that it is a copy of.
+        self.templates: dict[str, str] = {}
         self.watched_databases: set[tuple[tuple[str, str], str]] = set()
         self.late_apps: list[HostedApp] = []
         self.after_teardown: list[Callable[[], None]] = []

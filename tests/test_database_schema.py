@@ -1,0 +1,165 @@
+"""``pgleak_schema``: what the databases of the fixtures have in them, and what is said when it cannot be made."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable
+
+import psycopg
+import pytest
+
+Run = Callable[..., pytest.RunResult]
+
+SCHEMA = """
+-- visits; of people
+create table visits (id serial primary key, note text default 'a;b');
+insert into visits (note) values ('seeded');
+create function visitors() returns bigint language sql begin atomic; select count(*) from visits; end;
+"""
+TESTS = """
+    import psycopg, psycopg_pool, pytest
+
+    pytestmark = pytest.mark.pgleak
+
+    def count(dsn):
+        with psycopg.connect(dsn) as conn:
+            return conn.execute("select visitors()").fetchone()[0]
+
+    def insert(dsn):
+        with psycopg.connect(dsn) as conn:
+            conn.execute("insert into visits default values")
+
+    @pytest.fixture(scope="session")
+    def pool(pgleak_dsn):
+        with psycopg_pool.ConnectionPool(pgleak_dsn, min_size=1, open=False) as pool:
+            pool.wait()
+            yield pool
+
+    def test_worker(pool, pgleak_dsn):
+        insert(pgleak_dsn)
+        assert count(pgleak_dsn) == 2
+
+    @pytest.mark.parametrize("number", range(2))
+    def test_fresh(pool, pgleak_dsn, pgleak_fresh_dsn, number):
+        assert pgleak_fresh_dsn != pgleak_dsn
+        assert count(pgleak_fresh_dsn) == 1
+        insert(pgleak_fresh_dsn)
+        assert count(pgleak_fresh_dsn) == 2
+
+    def test_worker_again(pool, pgleak_dsn):
+        assert count(pgleak_dsn) == 2
+"""
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester, server_dsn: str) -> Run:
+    def write_and_run(schema: str, *args: str, tests: str = TESTS) -> pytest.RunResult:
+        pytester.makeini(f"[pytest]\npythonpath = .\npgleak_schema = {schema}\n")
+        pytester.makepyfile(test_it=textwrap.dedent(tests))
+        result = pytester.runpytest_subprocess(f"--pgleak-dsn={server_dsn}", "-p", "no:pytest_asyncio.plugin", *args)
+        assert "internal error" not in result.stdout.str()
+        return result
+
+    return write_and_run
+
+
+def databases(server_dsn: str) -> set[str]:
+    with psycopg.connect(server_dsn) as conn:
+        return {name for (name,) in conn.execute("select datname from pg_database where datname like 'pgleak%'")}
+
+
+def test_a_file(run: Run, pytester: pytest.Pytester, server_dsn: str) -> None:
+    before = databases(server_dsn)
+    (pytester.path / "schema.sql").write_text(SCHEMA)
+    run("schema.sql").assert_outcomes(passed=4)
+    assert databases(server_dsn) <= before
+
+
+def test_workers(run: Run, pytester: pytest.Pytester) -> None:
+    (pytester.path / "schema.sql").write_text(SCHEMA)
+    tests = TESTS.replace("def count", "import pathlib, os\n\n    def count")
+    run("schema.sql", "-n2", "--dist=each", tests=tests).assert_outcomes(passed=8)
+
+
+@pytest.mark.parametrize("kind", ["def", "async def"])
+def test_a_callable(run: Run, pytester: pytest.Pytester, kind: str) -> None:
+    (pytester.path / "app").mkdir()
+    (pytester.path / "app" / "db.py").write_text(
+        f"import psycopg\nSCHEMA = {SCHEMA!r}\n{kind} create(dsn):\n"
+        "    with psycopg.connect(dsn) as conn:\n        conn.execute(SCHEMA)\n"
+    )
+    run("app.db:create").assert_outcomes(passed=4)
+
+
+def test_a_refused_statement(run: Run, pytester: pytest.Pytester) -> None:
+    (pytester.path / "schema.sql").write_text("create table a (id int);\n\ncreate table b (\n    id itn\n);\n")
+    result = run("schema.sql")
+    result.assert_outcomes(errors=4)
+    result.stdout.fnmatch_lines(
+        [
+            'pgleak_dsn: schema.sql:3: ERROR:  type "itn" does not exist',
+            "*    create table b (",
+            "*        id itn",
+            "*    )",
+        ]
+    )
+    assert "Traceback" not in result.stdout.str()
+
+
+@pytest.mark.parametrize(
+    ("schema", "expected"),
+    [
+        ("missing.sql", "pgleak_dsn: pgleak_schema = missing.sql: there is no file */missing.sql, and it is not *"),
+        ("nothing.at.all:create", "pgleak_dsn: pgleak_schema = nothing.at.all:create: nothing.at.all cannot be imp*"),
+        ("app:missing", "pgleak_dsn: pgleak_schema = app:missing: module 'app' has no attribute 'missing'"),
+        ("app:NUMBER", "pgleak_dsn: pgleak_schema = app:NUMBER: it is a int, and not callable with a DSN."),
+        ("app:leaks", "*What pgleak_schema names has left a connection to it open*"),
+        ("copy.sql", "pgleak_dsn: pgleak_schema = copy.sql: line 1: the data of COPY*"),
+    ],
+)
+def test_what_cannot_be_meant(run: Run, pytester: pytest.Pytester, schema: str, expected: str) -> None:
+    (pytester.path / "app.py").write_text(
+        "import psycopg\nNUMBER = 1\nKEPT = []\ndef leaks(dsn):\n    KEPT.append(psycopg.connect(dsn))\n"
+    )
+    (pytester.path / "copy.sql").write_text("copy a from stdin;\n1\n\\.\n")
+    result = run(schema)
+    result.stdout.fnmatch_lines([expected])
+    assert "Traceback" not in result.stdout.str()
+
+
+def test_a_callable_that_raises(run: Run, pytester: pytest.Pytester) -> None:
+    (pytester.path / "app.py").write_text("def create(dsn):\n    raise ValueError('the tables are gone')\n")
+    result = run("app:create")
+    result.stdout.fnmatch_lines(
+        [
+            "pgleak_dsn: pgleak_schema = app:create failed.",
+            '*  File "*app.py", line 2, in create',
+            "*    raise ValueError('the tables are gone')",
+            "*ValueError: the tables are gone",
+        ]
+    )
+    assert "source.py" not in result.stdout.str()
+
+
+def test_a_leak_in_a_fresh_database_is_not_hidden_by_its_end(run: Run, pytester: pytest.Pytester) -> None:
+    (pytester.path / "schema.sql").write_text(SCHEMA)
+    result = run(
+        "schema.sql",
+        tests="""
+        import psycopg, pytest
+
+        KEPT = []
+
+        @pytest.mark.pgleak
+        def test_it(pgleak_fresh_dsn):
+            KEPT.append(psycopg.connect(pgleak_fresh_dsn))
+            KEPT[-1].execute("insert into visits default values")
+        """,
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["[[]connection-not-closed]*", "  server *pid * an uncommitted write is held*"])
+
+
+def test_a_clone_of_a_database_that_is_in_use(run: Run) -> None:
+    result = run("", tests=TESTS.replace("insert(pgleak_dsn)", "pass").replace("== 2", "!= 0"))
+    result.stdout.fnmatch_lines(["*something keeps a connection to pgleak_dsn.", "Let pgleak make the schema*"])
