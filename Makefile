@@ -10,7 +10,9 @@ PYTEST_ARGS ?= -n auto --dist worksteal
 COMPAT_VENV ?= .venv-compat
 COMPAT_READY = $(COMPAT_VENV)/.ready
 
-.PHONY: help test compat compat-docs compat-docs-check fuzz demo lint types docs docs-check check clean
+BENCH ?=
+
+.PHONY: help test bench compat compat-docs compat-docs-check fuzz demo lint types docs docs-check check clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -51,6 +53,9 @@ FUZZ ?= 2000
 
 fuzz: $(READY)  ## many more random sequences than in the suite (FUZZ=2000 examples in each world)
 	PGLEAK_FUZZ=$(FUZZ) $(BIN)/python -m pytest -n 2 tests/test_stateful.py
+
+bench: $(COMPAT_READY)  ## what a check costs, how fast a server is there, beside its peers (some minutes; leave the machine alone)
+	$(COMPAT_VENV)/bin/python -m benchmarks --write $(BENCH)
 
 demo: $(READY)  ## run the demo: first the correct applications, then the leaky ones with their failures
 	$(BIN)/python -m demo_app.run_demo

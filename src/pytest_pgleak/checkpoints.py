@@ -82,14 +82,19 @@ class Judge:
         self._watched_databases = watched_databases
         self._may_collect = may_collect
 
-    def begin(self) -> frozenset[int]:
-        """Take the snapshot before a test; return which connections are in a transaction already."""
+    def begin(self, nothing_between: bool = False) -> frozenset[int]:
+        """Take the snapshot before a test; return which connections are in a transaction already.
+
+        Args:
+            nothing_between: Whether nothing has happened since the call phase of the test before was judged: then what
+                the server said at the end of that is the snapshot.
+        """
         self._loops.begin()
         view = self._ledger.view()
         for connection in view.connections:
             if (living := connection.facts.reference()) is not None:
                 self._observers.opened(connection.facts, living)
-        self._observers.begin(self.watched(), self._ledger.known_pids)
+        self._observers.begin(self.watched(), self._ledger.known_pids, nothing_between)
         self._prepared.begin()
         return frozenset(connection.serial for connection in view.connections if connection.in_transaction)
 

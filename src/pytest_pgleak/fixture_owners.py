@@ -45,11 +45,16 @@ class FixtureOwners:
         self._session: pytest.Session | None = None
         self.teardown_begins: Callable[[Owner], None] = lambda _owner: None
         """Told when the finalizers of a fixture are about to run."""
+        self.changes = 0
+        """Grows with whatever may have opened something beside checked test functions: fixtures, unchecked tests."""
+        self.judged_at = -1
+        """What `changes` was when a call phase was judged last."""
         self.watching = False
         """Whether the running test is checked: then every fixture that is set up for it is judged when it ends."""
 
     def begin(self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> Owner:
         """A fixture is being set up."""
+        self.changes += 1
         self._session = request.session
         nodeid = request.node.nodeid
         owner = self._ownership.begin("fixture", nodeid, fixturedef.argname, fixturedef.scope)
@@ -78,6 +83,7 @@ class FixtureOwners:
         """A fixture's finalizers have run. pytest may say so more than once."""
         owner = self._alive.pop(id(fixturedef), None)
         if owner is not None:
+            self.changes += 1
             self._began.pop(owner.serial, None)
             self._ownership.pop(owner)
             self._ownership.end(owner)

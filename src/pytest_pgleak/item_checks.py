@@ -79,7 +79,7 @@ class ItemCheck:
         self._fixtures.watch(self._item)
         state.ownership.background.adopt(state.ownership.session)
         self.owner = self._item.stash[CALL_OWNER] = state.ownership.begin("call", self._item.nodeid)
-        self._in_transaction_before = state.judge.begin()
+        self._in_transaction_before = state.judge.begin(self._fixtures.changes == self._fixtures.judged_at)
         state.ownership.push(self.owner)
         if self._marker.max_connections is not None:
             counts = functools.partial(self._fixtures.is_part_of, self._item, self.owner)
@@ -106,6 +106,7 @@ class ItemCheck:
             self._state.ownership.pop(self.owner)
             self._state.ownership.end(self.owner)
             self._state.ownership.background.adopt(self.owner)
+        self._fixtures.judged_at = self._fixtures.changes
         return self._call_verdicts
 
     def end_teardown(self, ended: Sequence[Owner], left_open: tuple[ConnectionView, ...] = ()) -> Verdicts:

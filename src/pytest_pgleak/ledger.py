@@ -11,61 +11,24 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
-from pytest_pgleak.activity import Backend
 from pytest_pgleak.budget.meter import ConnectionMeter, Reading
 from pytest_pgleak.budget.peaks import OpenConnection
-from pytest_pgleak.events import ConnectionFacts, Event, EventKind, Moment, PoolFacts
+from pytest_pgleak.events import Event, EventKind, PoolFacts
 from pytest_pgleak.hangs.holders import Holder
 from pytest_pgleak.nesting import NestedCheckout
 from pytest_pgleak.owners import Owner
 from pytest_pgleak.prepared.book import PreparedBook
-from pytest_pgleak.tasks import held_by_task
+from pytest_pgleak.records import ConnectionRecord, PoolRecord, holder_of, is_closed, view_connection, view_pools
 from pytest_pgleak.transactions import How, Transaction
-from pytest_pgleak.views import ConnectionView, Ending, PoolView, View
+from pytest_pgleak.views import ConnectionView, Ending, View
 
 _REMEMBERED_PIDS: Final = 4096
 _REMEMBERED_LOSSES: Final = 100
 _MOST_TRANSACTIONS: Final = 1000
 """Ended transactions that are kept for the next checkpoint: a worker of a whole session may lose any number."""
-
-
-@dataclass(slots=True)
-class _ConnectionRecord:
-    facts: ConnectionFacts
-    opened: Moment
-    pool: int | None
-    ending: Ending = Ending.OPEN
-    checkout: Moment | None = None
-    taken: Moment | None = None
-    began: Moment | None = None
-    transaction_status: str | None = None
-    backend: Backend | None = None
-    after_response: bool | None = None
-    settled: bool = False
-    checkout_settled: bool = False
-    was_finished: bool = False
-    is_undone: bool = False
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing about it can become a finding any more."""
-        if self.checkout is not None and not self.checkout_settled:
-            return False
-        if self.ending is Ending.OPEN:
-            return False
-        return self.ending is Ending.CLOSED or self.pool is not None or self.settled
-
-
-@dataclass(slots=True)
-class _PoolRecord:
-    facts: PoolFacts | None = None
-    opened: Moment | None = None
-    ending: Ending = Ending.OPEN
-    settled: bool = False
-    dropped: int = 0
 
 
 class _Turn:
@@ -102,8 +65,8 @@ class Ledger:
 
     def __init__(self) -> None:
         self._events: deque[Event] = deque()
-        self._connections: dict[int, _ConnectionRecord] = {}
-        self._pools: dict[int, _PoolRecord] = {}
+        self._connections: dict[int, ConnectionRecord] = {}
+        self._pools: dict[int, PoolRecord] = {}
         self._transactions: deque[Transaction] = deque(maxlen=_MOST_TRANSACTIONS)
         self._nested: deque[NestedCheckout] = deque(maxlen=_MOST_TRANSACTIONS)
         self.roles: set[tuple[tuple[str, str], str]] = set()
@@ -130,7 +93,7 @@ class Ledger:
         """Show what is there now and has not been judged."""
         with self._lock:
             self._fold()
-            pools = self._view_pools()
+            pools = view_pools(self._pools, self._connections.values())
             connections = tuple(
                 view
                 for serial, record in list(self._connections.items())
@@ -150,7 +113,7 @@ class Ledger:
         """Show who holds what, judged or not: open connections, and the slots of pools that were lost with one."""
         with self._lock:
             self._fold()
-            held = {serial: self._holder(serial, record) for serial, record in self._connections.items()}
+            held = {serial: holder_of(serial, record, self._pools) for serial, record in self._connections.items()}
             return tuple((self._lost | held).values())
 
     def pool_facts(self, serial: int) -> PoolFacts | None:
@@ -166,7 +129,7 @@ class Ledger:
         with self._lock:
             self._fold()
             for record in self._connections.values():
-                if record.ending is Ending.OPEN and not _is_closed(record.facts):
+                if record.ending is Ending.OPEN and not is_closed(record.facts):
                     databases = counts.setdefault(record.facts.server, {})
                     databases[record.facts.dbname] = databases.get(record.facts.dbname, 0) + 1
         return counts
@@ -178,7 +141,7 @@ class Ledger:
             is_open = {
                 serial: OpenConnection(serial, record.facts, record.opened, record.pool)
                 for serial, record in self._connections.items()
-                if record.ending is Ending.OPEN and not _is_closed(record.facts)
+                if record.ending is Ending.OPEN and not is_closed(record.facts)
             }
             pools = self._pools.items()
             known = {serial: (pool.facts, pool.opened) for serial, pool in pools if pool.facts and pool.opened}
@@ -287,44 +250,12 @@ class Ledger:
             kept = [each for each in self._transactions if not is_over(each)]
             self._transactions = deque(kept, maxlen=_MOST_TRANSACTIONS)
 
-    def _holder(self, serial: int, record: _ConnectionRecord) -> Holder:
-        pool = self._pools.get(record.pool) if record.pool is not None else None
-        return Holder(
-            serial,
-            record.facts,
-            record.opened,
-            record.ending,
-            record.pool,
-            pool.facts if pool is not None else None,
-            pool.opened if pool is not None else None,
-            record.checkout,
-            record.began,
-        )
-
-    def _view_readable(self, serial: int, record: _ConnectionRecord) -> ConnectionView | None:
+    def _view_readable(self, serial: int, record: ConnectionRecord) -> ConnectionView | None:
         try:
-            return _view_connection(serial, record)
+            return view_connection(serial, record)
         except Exception:  # noqa: BLE001 - a connection that only looks like one must not end all checks
             del self._connections[serial]
             return None
-
-    def _view_pools(self) -> dict[int, PoolView]:
-        pools = {}
-        for serial, pool in self._pools.items():
-            if pool.facts is None or pool.settled:
-                continue
-            members = [record for record in self._connections.values() if record.pool == serial]
-            pools[serial] = PoolView(
-                serial,
-                pool.facts,
-                pool.opened,
-                _pool_ending(pool),
-                sum(record.ending is Ending.OPEN and not _is_closed(record.facts) for record in members),
-                sum(record.checkout is not None for record in members),
-                pool.dropped,
-                _has_lost_loop(pool.facts) or _have_lost_loop(members),
-            )
-        return pools
 
     def _fold(self) -> None:
         while self._events:
@@ -336,7 +267,7 @@ class Ledger:
     def _fold_connection_opened(self, event: Event) -> None:
         assert event.connection is not None
         assert event.moment is not None
-        self._connections[event.subject] = _ConnectionRecord(event.connection, event.moment, event.pool)
+        self._connections[event.subject] = ConnectionRecord(event.connection, event.moment, event.pool)
         self.roles.add((event.connection.server, event.connection.user))
 
     def _fold_connection_closed(self, event: Event) -> None:
@@ -455,7 +386,7 @@ class Ledger:
     def _fold_pool_opened(self, event: Event) -> None:
         before = self._pools.get(event.pool) if event.pool is not None else None
         opened = before.opened if before is not None else event.moment
-        self._pools[event.subject] = _PoolRecord(event.opened_pool, opened)
+        self._pools[event.subject] = PoolRecord(event.opened_pool, opened)
 
     def _fold_pool_closed(self, event: Event) -> None:
         if (pool := self._pools.get(event.subject)) is not None:
@@ -467,13 +398,13 @@ class Ledger:
             pool.ending = Ending.DROPPED
             self._forget_finished_pools()
 
-    def _forget_if_over(self, serial: int, record: _ConnectionRecord) -> None:
+    def _forget_if_over(self, serial: int, record: ConnectionRecord) -> None:
         if record.is_over and self._connections.pop(serial, None) is not None:
             self._past_pids.append(record.facts.backend_pid)
             if record.checkout is not None:
                 while len(self._lost) >= _REMEMBERED_LOSSES:
                     del self._lost[next(iter(self._lost))]
-                self._lost[serial] = self._holder(serial, record)
+                self._lost[serial] = holder_of(serial, record, self._pools)
 
     def _forget_finished_pools(self) -> None:
         # A closed pool is kept as long as a checkout of it is out: the finding names the pool.
@@ -508,59 +439,3 @@ _FOLDS: Final[dict[EventKind, Callable[[Ledger, Event], None]]] = {
 
 def _is_of_no_request(transaction: Transaction) -> bool:
     return transaction.work.request is None and transaction.ended.request is None
-
-
-def _is_closed(facts: ConnectionFacts) -> bool:
-    connection = facts.reference()
-    return connection is None or facts.library.is_closed(connection)
-
-
-def _has_lost_loop(facts: ConnectionFacts | PoolFacts) -> bool:
-    if facts.loop is None:
-        return False
-    loop = facts.loop()
-    return loop is None or bool(loop.is_closed())
-
-
-def _have_lost_loop(members: list[_ConnectionRecord]) -> bool:
-    """Tell whether a pool that has no loop of its own, as SQLAlchemy's, has only connections of one that is closed."""
-    held = [record for record in members if record.ending is Ending.OPEN and not _is_closed(record.facts)]
-    return bool(held) and all(_has_lost_loop(record.facts) for record in held)
-
-
-def _pool_ending(pool: _PoolRecord) -> Ending:
-    if pool.ending is not Ending.OPEN or pool.facts is None:
-        return pool.ending
-    living = pool.facts.reference()
-    if living is None:
-        return Ending.DROPPED
-    return Ending.CLOSED if pool.facts.library.is_closed(living) else Ending.OPEN
-
-
-def _view_connection(serial: int, record: _ConnectionRecord) -> ConnectionView:
-    ending, status = record.ending, record.transaction_status
-    living = record.facts.reference()
-    if ending is Ending.OPEN and living is None:
-        ending = Ending.DROPPED
-    elif ending is Ending.OPEN and living is not None:
-        status = record.facts.library.transaction_status(living)
-        if record.facts.library.is_closed(living):
-            ending = Ending.CLOSED
-    held_since = record.taken or record.checkout or record.opened
-    return ConnectionView(
-        serial,
-        record.facts,
-        record.opened,
-        ending,
-        record.pool,
-        None if record.checkout_settled else record.checkout,
-        status,
-        record.backend,
-        record.after_response,
-        held_by_task(held_since.task) if ending is Ending.OPEN else None,
-        record.began,
-        _has_lost_loop(record.facts),
-        record.was_finished,
-        record.is_undone,
-        record.taken,
-    )

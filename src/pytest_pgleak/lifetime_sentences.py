@@ -36,7 +36,7 @@ def _loop(finding: Finding) -> str:
     if finding.subject != "pool":
         return "; the event loop that it was opened in is closed"
     if finding.library.pool_is_lazy:
-        return "; the event loop of its connections is closed: they can neither be used nor closed any more"
+        return "; its event loop is closed: the connections cannot be used or closed any more"
     return f"; {POOL_WITHOUT_LOOP}"
 
 

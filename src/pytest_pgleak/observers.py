@@ -31,6 +31,8 @@ class Observers:
         self._process = os.getpid()
         self.servers = servers
         self._before: dict[Server, frozenset[tuple[int, str | None]]] = {}
+        self._after: dict[Server, frozenset[tuple[int, str | None]]] = {}
+        self._after_databases: dict[Server, frozenset[str]] = {}
         self._has_transaction_ids: dict[Server, bool] = {}
 
     def seeing(self, connections: Iterable[ConnectionFacts]) -> dict[Server, Observer]:
@@ -70,13 +72,17 @@ class Observers:
             self.servers.give_up(facts.server, observer.failure)
         return row
 
-    def begin(self, watched: Watched, known_pids: Callable[[], frozenset[int]]) -> None:
+    def begin(self, watched: Watched, known_pids: Callable[[], frozenset[int]], nothing_between: bool = False) -> None:
         """Remember which backends nobody here has opened, before a test starts.
 
         Args:
             watched: How many connections this process has open, by server and database.
             known_pids: Returns the pids of all backends that this process has opened.
+            nothing_between: Whether nothing has happened since `new_backends` was asked: then its answer still holds.
         """
+        if nothing_between and self._after_databases == _databases(watched):
+            self._before = self._after
+            return
         before = {}
         for server, databases in watched.items():
             rows = self._unexplained(server, databases, known_pids, len(self._before.get(server, ())))
@@ -94,10 +100,14 @@ class Observers:
             known_pids: As for `begin`.
         """
         new: list[Backend] = []
+        self._after, self._after_databases = {}, _databases(watched)
         for server, databases in watched.items():
-            if (before := self._before.get(server)) is not None:
-                rows = self._unexplained(server, databases, known_pids, len(before)) or ()
-                new.extend(row for row in rows if row.identity not in before)
+            if (before := self._before.get(server)) is None:
+                self._after_databases = {}  # not looked at: the next test must
+                continue
+            rows = self._unexplained(server, databases, known_pids, len(before))
+            self._after[server] = before if rows is None else frozenset(row.identity for row in rows)
+            new.extend(row for row in rows or () if row.identity not in before)
         # A pooler opens connections when it likes to, and nobody can tell for whom.
         return () if self.servers.has_poolers else tuple(new)
 
@@ -208,6 +218,10 @@ _RELATIONS: Final = """
 
 def _oids(oids: Iterable[int]) -> str:
     return "{" + ",".join(str(oid) for oid in oids) + "}"
+
+
+def _databases(watched: Watched) -> dict[Server, frozenset[str]]:
+    return {server: frozenset(databases) for server, databases in watched.items()}
 
 
 def _may_not_see(user: str, other: str | None) -> str:

@@ -71,6 +71,7 @@ class Session:
             self.hangs.start()
         self.hangs.enter(item.nodeid, "setup")
         if not is_checked:
+            self.fixtures.changes += 1
             return
         self.state.current_check = None
         self.state.current_check = item.stash[CHECK] = ItemCheck(self.state, self.fixtures, item, self._marker(item))

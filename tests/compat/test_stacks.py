@@ -158,7 +158,8 @@ def test_same_outcomes_and_exactly_the_expected_findings(
     assert not off.found, "the plugin was not off"
 
     warn = runner.run("warn")
-    assert in_order(warn.findings) == in_order(stack.findings | stack.in_warn), warn.output
+    expected = stack.findings | stack.in_warn
+    assert in_order(warn.findings, is_collected=False) == in_order(expected, is_collected=False), warn.output
     assert (warn.outcomes, warn.exit_code, warn.warnings) == (off.outcomes, off.exit_code, off.warnings), warn.output
 
     fail = runner.run("fail")
@@ -167,12 +168,23 @@ def test_same_outcomes_and_exactly_the_expected_findings(
     assert fail.exit_code == (1 if any(fail.failing.values()) else off.exit_code), fail.output
 
     for run in (warn, fail):
-        for complaint in ("internal error", "could not be observed", "looks different"):
+        for complaint in ("internal error", "judged alone", "looks different"):
             assert complaint not in run.output, run.output
 
 
-def in_order(findings: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Return findings in a fixed order."""
+def in_order(findings: dict[str, list[str]], is_collected: bool = True) -> dict[str, list[str]]:
+    """Return findings in a fixed order.
+
+    Args:
+        findings: By test.
+        is_collected: Whether the garbage collector was run. Where it was not, a connection that nobody holds may still
+            be open, by the version of Python.
+    """
+    if not is_collected:
+        findings = {
+            test: [each.replace("connection-dropped ", "connection-not-closed ") for each in found]
+            for test, found in findings.items()
+        }
     return {test: sorted(found) for test, found in findings.items() if found}
 
 

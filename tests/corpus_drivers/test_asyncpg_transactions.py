@@ -340,12 +340,11 @@ async def test_left_open(conn):
     await conn.execute(INSERT)
 
 
-@expect("transaction-left-open")
+# Nothing was written, and the fixture closes the connection right after the test.
 async def test_left_open_by_sql(conn):
     await conn.execute("begin")
 
 
-@expect("transaction-left-open")
 async def test_left_failed(conn):
     await conn.execute("begin")
     with contextlib.suppress(asyncpg.DivisionByZeroError):

@@ -361,12 +361,11 @@ def test_left_open(conn):
     conn.cursor().execute(INSERT)
 
 
-@expect("transaction-left-open")
+# Nothing was written, and the fixture closes the connection right after the test.
 def test_left_open_by_a_select(conn):
     conn.cursor().execute("select 1")
 
 
-@expect("transaction-left-open")
 def test_left_failed(conn):
     with contextlib.suppress(psycopg2.errors.DivisionByZero):
         conn.cursor().execute("select 1/0")

@@ -11,7 +11,7 @@ from pytest_pgleak.rendering import failure
 
 pytest_plugins = ["corpus_recorder"]
 
-WIDEST = 160
+WIDEST = 210
 """Characters of the longest line that a finding may have here, where paths are short."""
 
 

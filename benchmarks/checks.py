@@ -1,0 +1,135 @@
+"""What a check costs its test."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+
+from benchmarks import runs
+from benchmarks.samples import Row, Samples, alternating, differences, duration
+
+_TESTS = 1000
+_ROUNDS = 5
+
+_SUITE = """
+    import time
+    import psycopg, pytest
+
+    NUMBERS = range({tests})
+
+    @pytest.fixture(scope="session")
+    def conn(pgleak_dsn):
+        with psycopg.connect(pgleak_dsn, autocommit=True) as conn:
+            yield conn
+
+    {tests_of_each}
+"""
+_TEST = """
+    @pytest.mark.parametrize("number", NUMBERS){marker}
+    def {name}({fixture}, number):
+        {body}
+"""
+_ROUND_TRIP = """
+    def test_round_trips(conn, number=0):
+        pgconn = conn.pgconn
+        pgconn.prepare(b"one", b"select 1")
+        taken = []
+        for _ in range(2000):
+            started_at = time.perf_counter()
+            pgconn.exec_prepared(b"one", [])
+            pgconn.exec_prepared(b"one", [])
+            taken.append(time.perf_counter() - started_at)
+        import conftest
+        conftest.TAKEN["two_round_trips"] = taken
+"""
+_BODIES = {
+    "connection": ("pgleak_dsn", "with psycopg.connect(pgleak_dsn) as conn: conn.execute('select 1')"),
+    "query": ("conn", "conn.execute('select 1')"),
+    "nothing": ("conn", "pass"),
+}
+
+
+def _suite() -> str:
+    tests = []
+    for name, (fixture, body) in _BODIES.items():
+        for marker in ("", "@pytest.mark.pgleak"):
+            kind = "checked" if marker else "unchecked"
+            text = _TEST.format(
+                marker=f"\n    {marker}" if marker else "", name=f"test_{name}_{kind}", fixture=fixture, body=body
+            )
+            tests.append(text)
+    return _SUITE.format(tests=_TESTS, tests_of_each="".join([*tests, _ROUND_TRIP]).strip())
+
+
+def checked_tests() -> Iterator[Row]:
+    """Measure a clean test that is marked, against the same test unmarked."""
+    taken: dict[str, list[float]] = {}
+    with runs.suite({**runs.TIMED, "test_it.py": _suite()}) as directory:
+        for _ in range(_ROUNDS):
+            for name, seconds in runs.run_pytest(directory, *runs.PLUGIN).items():
+                taken.setdefault(name, []).extend(seconds)
+    trips = Samples(tuple(taken["two_round_trips"]))
+    for name, what in (
+        ("query", "one query on a connection that is open"),
+        ("connection", "a connection opened and closed"),
+        ("nothing", "nothing"),
+    ):
+        more = differences(taken[f"test_{name}_checked"], taken[f"test_{name}_unchecked"])
+        factor = more.median / trips.median
+        yield Row(
+            f"a check, of a clean test that does {what}"
+            if name == "nothing"
+            else f"a check, of a clean test with {what}",
+            more,
+            ("two bare round trips", trips),
+            f"{factor:.1f} × the round trips",
+            "≤ 3 ×",
+            factor <= 3,
+        )
+
+
+def unchecked_tests() -> Iterator[Row]:
+    """Measure a test that is not checked, with the plugin and without."""
+    body = "import pytest\n\n@pytest.mark.parametrize('number', range(5000))\ndef test_it(number):\n    pass\n"
+    with runs.suite({**runs.TIMED, "test_it.py": body}) as directory:
+
+        def median(*args: str) -> float:
+            return statistics.median(runs.run_pytest(directory, *args)["test_it"])
+
+        measured = alternating(9, {"with": lambda: median(*runs.PLUGIN), "without": median})
+    more = measured["with"].median - measured["without"].median
+    yield Row(
+        "a test that is not checked, plugin installed",
+        measured["with"],
+        ("plugin absent", measured["without"]),
+        f"{duration(max(more, 0.0))} more",
+        "≤ 20 µs",
+        more <= 20e-6,
+    )
+
+
+def plugin_import() -> Iterator[Row]:
+    """Measure how long pytest takes to start, with the plugin and with an empty one."""
+    with runs.suite({"empty_plugin.py": "", "test_it.py": "def test_it():\n    pass\n"}) as directory:
+        script = (
+            "import sys, time, pytest; started_at = time.perf_counter(); __import__(sys.argv[1]);"
+            "print(time.perf_counter() - started_at)"
+        )
+
+        def imported(name: str) -> float:
+            return float(runs.run_python(directory, "-c", script, name))
+
+        for name in ("pytest_pgleak.plugin", "empty_plugin"):
+            imported(name)  # the files are in memory now
+        measured = alternating(
+            15, {"ours": lambda: imported("pytest_pgleak.plugin"), "empty": lambda: imported("empty_plugin")}
+        )
+    more = measured["ours"].median - measured["empty"].median
+    yield Row(
+        "import of the plugin",
+        measured["ours"],
+        ("an empty plugin", measured["empty"]),
+        f"{duration(more)} more",
+        "≤ 5 ms",
+        more <= 5e-3,
+    )
