@@ -54,7 +54,7 @@ class FixtureOwners:
 
     def begin(self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> Owner:
         """A fixture is being set up."""
-        self.changes += 1
+        self._note_change(fixturedef)
         self._session = request.session
         nodeid = request.node.nodeid
         owner = self._ownership.begin("fixture", nodeid, fixturedef.argname, fixturedef.scope)
@@ -83,10 +83,14 @@ class FixtureOwners:
         """A fixture's finalizers have run. pytest may say so more than once."""
         owner = self._alive.pop(id(fixturedef), None)
         if owner is not None:
-            self.changes += 1
+            self._note_change(fixturedef)
             self._began.pop(owner.serial, None)
             self._ownership.pop(owner)
             self._ownership.end(owner)
+
+    def _note_change(self, fixturedef: pytest.FixtureDef[Any]) -> None:
+        if not getattr(fixturedef.func, "__module__", "").startswith("_pytest."):  # `tmp_path` connects to nothing
+            self.changes += 1
 
     def watch(self, item: pytest.Item) -> None:
         """A checked test is about to use its fixtures: from now on they are judged when they end."""

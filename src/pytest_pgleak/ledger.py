@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Container
 from dataclasses import replace
 from typing import Final
 
@@ -21,7 +21,16 @@ from pytest_pgleak.hangs.holders import Holder
 from pytest_pgleak.nesting import NestedCheckout
 from pytest_pgleak.owners import Owner
 from pytest_pgleak.prepared.book import PreparedBook
-from pytest_pgleak.records import ConnectionRecord, PoolRecord, holder_of, is_closed, view_connection, view_pools
+from pytest_pgleak.records import (
+    ConnectionRecord,
+    PoolRecord,
+    holder_of,
+    is_closed,
+    is_suspect,
+    is_suspect_pool,
+    view_connection,
+    view_pools,
+)
 from pytest_pgleak.transactions import How, Transaction
 from pytest_pgleak.views import ConnectionView, Ending, View
 
@@ -101,6 +110,23 @@ class Ledger:
             )
             connections += tuple(self._collected.values())
             return View(connections, pools, tuple(self._transactions), tuple(self._nested), self.prepared.open)
+
+    def may_have_left(self, ended: Container[int], judged: Container[int]) -> bool:
+        """Tell whether a `view` may show anything that a checkpoint finds. False is certain; True costs a `view`.
+
+        Args:
+            ended: Serials of the owners that have ended.
+            judged: Serials of the others that the checkpoint speaks about.
+        """
+        with self._lock:
+            self._fold()
+            if self._collected or self._transactions or self._nested or self.prepared.open:
+                return True
+            try:
+                suspects = any(is_suspect(record, ended) for record in list(self._connections.values()))
+            except Exception:  # noqa: BLE001 - one that only looks like a connection: `view` takes it out
+                return True
+            return suspects or any(is_suspect_pool(pool, ended, judged) for pool in list(self._pools.values()))
 
     def known_pids(self) -> frozenset[int]:
         """Return the backend pids that this process has opened, the recently closed ones included."""

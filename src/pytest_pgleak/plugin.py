@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
@@ -147,6 +147,10 @@ def _libraries(config: pytest.Config) -> list[LibraryTracker]:
     return libraries
 
 
+_PARAMETER: Final = "get_direct_param_fixture_func"
+"""The function of what pytest makes of an argument of ``parametrize``: a fixture that only hands its value on."""
+
+
 def _is_off(config: pytest.Config) -> bool:
     given = getattr(config.known_args_namespace, "pgleak_mode", None) or config.getini("pgleak_mode")
     return bool(given == "off")
@@ -183,7 +187,7 @@ def pytest_fixture_setup(
     fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
 ) -> Generator[None, object, object]:
     active = request.config.stash.get(_SESSION, None)
-    if active is None:
+    if active is None or getattr(fixturedef.func, "__name__", "") == _PARAMETER:
         return (yield)
     owner = active.fixtures.begin(fixturedef, request)
     try:

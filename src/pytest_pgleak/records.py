@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from pytest_pgleak.activity import Backend
 from pytest_pgleak.events import ConnectionFacts, Moment, PoolFacts
 from pytest_pgleak.hangs.holders import Holder
 from pytest_pgleak.tasks import held_by_task
 from pytest_pgleak.views import ConnectionView, Ending, PoolView
+
+_IN_TRANSACTION: Final = ("INTRANS", "INERROR")
+"""Names of psycopg's ``TransactionStatus``."""
 
 
 @dataclass(slots=True)
@@ -70,6 +74,34 @@ def view_pools(pools: Mapping[int, PoolRecord], connections: Iterable[Connection
             _has_lost_loop(pool.facts) or _have_lost_loop(members),
         )
     return views
+
+
+def is_in_transaction(record: ConnectionRecord) -> bool:
+    """Tell whether a connection is open, and in a transaction in which nothing runs."""
+    living = record.facts.reference()
+    if record.settled or record.ending is not Ending.OPEN or living is None:
+        return False
+    return record.facts.library.transaction_status(living) in _IN_TRANSACTION
+
+
+def is_suspect(record: ConnectionRecord, ended: Container[int]) -> bool:
+    """Tell whether a connection may become a finding at a checkpoint; see `Ledger.may_have_left`."""
+    if record.settled:
+        return False
+    if record.opened.owner.serial in ended or (record.checkout or record.opened).owner.serial in ended:
+        return True
+    if record.ending is not Ending.OPEN or record.facts.reference() is None:
+        return True
+    return is_in_transaction(record)
+
+
+def is_suspect_pool(pool: PoolRecord, ended: Container[int], judged: Container[int]) -> bool:
+    """Tell whether a pool may become a finding at a checkpoint; see `Ledger.may_have_left`."""
+    if pool.settled or pool.facts is None or pool.opened is None or pool.ending is Ending.CLOSED:
+        return False
+    owner = pool.opened.owner.serial
+    is_gone = pool.ending is Ending.DROPPED or pool.facts.reference() is None
+    return owner in ended or (is_gone and owner in judged)
 
 
 def holder_of(serial: int, record: ConnectionRecord, pools: Mapping[int, PoolRecord]) -> Holder:

@@ -210,7 +210,7 @@ def test_where_psycopg_cannot_be_imported(pytester: pytest.Pytester, driver: str
         [
             "[[]connection-not-closed] *",
             "  server    pid *, in a transaction (INTRANS) by the client's account",
-            "pgleak: the ledger judged alone for the server *: psycopg cannot be imported (*; install it with its libpq*",
+            "pgleak: the ledger judged alone for the server *: psycopg cannot be imported (*; install it with*",
         ]
     )
     assert result.stdout.str().count("psycopg cannot be imported") == 1
