@@ -33,9 +33,8 @@ _MEMORY = """
 
     PAGE = resource.getpagesize()
 
-    @pytest.hookimpl(trylast=True)
-    def pytest_runtest_logfinish(nodeid):
-        if len(TAKEN["test_it"]) % 1000 == 0:
+    def pytest_runtest_logstart(nodeid):
+        if len(TAKEN.get("test_it", ())) % 1000 == 999:
             resident = int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * PAGE
             TAKEN.setdefault("megabytes", []).append(resident / 1e6)
 """
