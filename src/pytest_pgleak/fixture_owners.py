@@ -16,6 +16,10 @@ from pytest_pgleak.isolation import code_of, nested_codes, rolls_back
 from pytest_pgleak.owners import Owner
 from pytest_pgleak.ownership import Ownership
 
+_CONNECT_TO_NOTHING: Final = frozenset(
+    f"_pytest.{name}" for name in ("tmpdir", "monkeypatch", "capture", "logging", "recwarn")
+)
+"""Modules whose fixtures run nothing of the user's."""
 _GENERATORS: Final = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
 
@@ -89,7 +93,8 @@ class FixtureOwners:
             self._ownership.end(owner)
 
     def _note_change(self, fixturedef: pytest.FixtureDef[Any]) -> None:
-        if not getattr(fixturedef.func, "__module__", "").startswith("_pytest."):  # `tmp_path` connects to nothing
+        # Not all that is pytest's: `setup_method` is the user's code in a function of `_pytest.python`.
+        if getattr(fixturedef.func, "__module__", "") not in _CONNECT_TO_NOTHING:
             self.changes += 1
 
     def watch(self, item: pytest.Item) -> None:

@@ -106,7 +106,8 @@ class ItemCheck:
             self._state.ownership.pop(self.owner)
             self._state.ownership.end(self.owner)
             self._state.ownership.background.adopt(self.owner)
-        self._fixtures.judged_at = self._fixtures.changes
+        # What the test has registered with `request.addfinalizer` is still to be run.
+        self._fixtures.judged_at = -1 if pending_finalizers(self._item) else self._fixtures.changes
         return self._call_verdicts
 
     def end_teardown(self, ended: Sequence[Owner], left_open: tuple[ConnectionView, ...] = ()) -> Verdicts:

@@ -80,8 +80,10 @@ class Observers:
             known_pids: Returns the pids of all backends that this process has opened.
             nothing_between: Whether nothing has happened since `new_backends` was asked: then its answer still holds.
         """
-        if nothing_between and self._after_databases == _databases(watched):
-            self._before = self._after
+        still_holds = nothing_between and self._after_databases == _databases(watched)
+        after, self._after, self._after_databases = self._after, {}, {}  # once: a check that fails leaves none
+        if still_holds:
+            self._before = after
             return
         before = {}
         for server, databases in watched.items():

@@ -1,0 +1,157 @@
+"""What the server says at the end of one test is what it says at the start of the next, unless something came between.
+
+Here something does: a process of the suite's own, which stays. Nobody is to be accused of it but who began it.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable
+
+import pytest
+
+Run = Callable[[str], pytest.RunResult]
+
+HEADER = """
+    import atexit, subprocess, sys
+    import psycopg, pytest
+
+    pytestmark = pytest.mark.pgleak
+
+    WORKER = (
+        "import sys, psycopg; conn = psycopg.connect(sys.argv[1], application_name='worker');"
+        "print('connected', flush=True); sys.stdin.read()"
+    )
+
+    def begin_worker(dsn):
+        command = [sys.executable, "-c", WORKER, dsn]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        process.stdout.readline()
+        atexit.register(process.communicate)
+
+    @pytest.fixture(scope="session", autouse=True)
+    def dsn(pgleak_dsn):
+        global DSN
+        DSN = pgleak_dsn
+        with psycopg.connect(pgleak_dsn):  # so that the first test is not the first that looks
+            yield pgleak_dsn
+"""
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester, server_dsn: str) -> Run:
+    def write_and_run(source: str) -> pytest.RunResult:
+        pytester.makepyfile(test_it=textwrap.dedent(HEADER) + textwrap.dedent(source))
+        result = pytester.runpytest_subprocess("-p", "no:pytest_asyncio.plugin", f"--pgleak-dsn={server_dsn}")
+        assert "internal error" not in result.stdout.str()
+        return result
+
+    return write_and_run
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        pytest.param(
+            """
+            class TestIt:
+                def test_one(self): pass
+                def test_two(self): pass
+                def setup_method(self, method):
+                    if method.__name__ == "test_two":
+                        begin_worker(DSN)
+            """,
+            id="setup_method",
+        ),
+        pytest.param(
+            """
+            class TestIt:
+                def test_one(self): pass
+                def test_two(self): pass
+                def teardown_method(self, method):
+                    if method.__name__ == "test_one":
+                        begin_worker(DSN)
+            """,
+            id="teardown_method",
+        ),
+        pytest.param(
+            """
+            def test_one(): pass
+            def test_two(): pass
+            def setup_function(function):
+                if function is test_two:
+                    begin_worker(DSN)
+            """,
+            id="setup_function",
+        ),
+        pytest.param(
+            """
+            def test_one(request):
+                request.addfinalizer(lambda: begin_worker(DSN))
+            def test_two(): pass
+            """,
+            id="addfinalizer",
+        ),
+        pytest.param(
+            """
+            def test_one(): pass
+            @pytest.fixture
+            def worker(dsn):
+                begin_worker(dsn)
+            def test_two(worker): pass
+            """,
+            id="fixture",
+        ),
+        pytest.param(
+            """
+            def test_one(): pass
+            @pytest.fixture(params=["only"])
+            def worker(dsn, request):
+                begin_worker(dsn)
+            def test_two(worker): pass
+            """,
+            id="fixture-with-parameters",
+        ),
+    ],
+)
+def test_what_begins_between_two_tests_is_no_tests_doing(run: Run, source: str) -> None:
+    result = run(source)
+    result.assert_outcomes(passed=2)
+    assert "untracked-backend" not in result.stdout.str()
+
+
+def test_what_an_unchecked_test_begins(run: Run) -> None:
+    result = run(
+        """
+        pytestmark = []
+
+        @pytest.mark.pgleak
+        def test_one(): pass
+
+        def test_unchecked():
+            begin_worker(DSN)
+
+        @pytest.mark.pgleak
+        def test_two(): pass
+        """
+    )
+    result.assert_outcomes(passed=3)
+    assert "untracked-backend" not in result.stdout.str()
+
+
+@pytest.mark.parametrize("arguments", ["", "number, tmp_path, monkeypatch"])
+def test_what_a_test_begins_is_its_doing(run: Run, arguments: str) -> None:
+    parametrize = '@pytest.mark.parametrize("number", [1])' if arguments else ""
+    result = run(
+        f"""
+        def test_one(): pass
+
+        {parametrize}
+        def test_two({arguments}):
+            begin_worker(DSN)
+
+        def test_three(): pass
+        """
+    )
+    result.assert_outcomes(passed=3)
+    result.stdout.fnmatch_lines(["*pgleak: 1 warning from 1 line*", "*untracked-backend*", "*::test_two*"])
