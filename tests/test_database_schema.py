@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import quote
 
 import psycopg
 import pytest
+
+from pytest_pgleak.database_schema.source import apply_schema
+from pytest_pgleak.servers import ServerError
 
 Run = Callable[..., pytest.RunResult]
 
@@ -139,6 +145,19 @@ def test_a_callable_that_raises(run: Run, pytester: pytest.Pytester) -> None:
         ]
     )
     assert "source.py" not in result.stdout.str()
+
+
+@pytest.mark.parametrize("password", ["hunter2secret", "p@ss/w0rd%"])
+def test_no_password_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, password: str) -> None:
+    (tmp_path / "app_of_this_test.py").write_text("def create(dsn):\n    raise ValueError(dsn.replace('x', 'y', 1))\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    dsn = f"postgresql://x:{quote(password, safe='')}@localhost/app"
+    with pytest.raises(ServerError) as caught:
+        apply_schema("app_of_this_test:create", tmp_path, dsn)
+    sys.modules.pop("app_of_this_test")
+    assert "ValueError: postgresql://y:***@localhost/app" in str(caught.value)
+    assert password not in str(caught.value)
+    assert quote(password, safe="") not in str(caught.value)
 
 
 def test_a_leak_in_a_fresh_database_is_not_hidden_by_its_end(run: Run, pytester: pytest.Pytester) -> None:

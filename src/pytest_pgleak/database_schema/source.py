@@ -12,9 +12,10 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 from pytest_pgleak.database_schema.script import ScriptError, Statement, statements
-from pytest_pgleak.servers import ServerError, libpq
+from pytest_pgleak.servers import ServerError, conninfo, libpq
 from pytest_pgleak.servers.conninfo import redacted
 
 _OPTION: Final = "pgleak_schema"
@@ -120,4 +121,7 @@ def _told(error: Exception, dsn: str) -> str:
     here = Path(__file__)
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) != here]
     lines = traceback.format_list(frames) + traceback.format_exception_only(error)
-    return "".join(lines).rstrip().replace(dsn, redacted(dsn))
+    text = "".join(lines).rstrip().replace(dsn, redacted(dsn))
+    password = conninfo.parse(dsn).get("password")
+    # Also where the function has made another URL of it.
+    return text.replace(password, "***").replace(quote(password, safe=""), "***") if password else text
