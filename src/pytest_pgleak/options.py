@@ -33,6 +33,11 @@ INI = (
     ("pgleak_bindir", "string", "directory with the programs postgres and initdb"),
     ("pgleak_docker_image", "string", "image for pgleak_server = docker"),
     (
+        "pgleak_tcp",
+        "bool",
+        "a server that pgleak starts listens on 127.0.0.1, too, and its DSN has a port and a password (default: false)",
+    ),
+    (
         "pgleak_schema",
         "string",
         "what pgleak_dsn and pgleak_fresh_dsn have in them: a file of SQL, or module:callable that takes a DSN",
@@ -80,6 +85,11 @@ def add_options(parser: pytest.Parser) -> None:
         help="start the server from the programs postgres and initdb in this directory (ini: pgleak_bindir)",
     )
     group.addoption(
+        "--pgleak-tcp",
+        action="store_true",
+        help="a server that pgleak starts listens on 127.0.0.1, too, with a random password (ini: pgleak_tcp)",
+    )
+    group.addoption(
         "--pgleak-report",
         metavar="PATH",
         action="append",
@@ -99,6 +109,7 @@ def is_configured(config: pytest.Config) -> bool:
             "pgleak_server",
             "pgleak_dsn",
             "pgleak_bindir",
+            "pgleak_tcp",
             "pgleak_report",
         )
     )

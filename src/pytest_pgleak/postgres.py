@@ -61,7 +61,13 @@ def server_plan(settings: Settings, run_id: str | None = None) -> Plan:
     """
     return plan(
         ServerRequest(
-            settings.server, settings.dsn, settings.bindir, settings.docker_image, settings.dsn_option, run_id
+            settings.server,
+            settings.dsn,
+            settings.bindir,
+            settings.docker_image,
+            settings.dsn_option,
+            run_id,
+            tcp=settings.tcp,
         )
     )
 
@@ -96,9 +102,9 @@ def obtain_server(state: State) -> Postgres:
 
 def _as_postgres(supplied: Any) -> Postgres:
     if isinstance(supplied, str):
-        return Postgres(supplied, "unknown", "pytest_pgleak_server")
+        return Postgres(Dsn(supplied), "unknown", "pytest_pgleak_server")
     return Postgres(
-        supplied.dsn,
+        Dsn(supplied.dsn),
         str(getattr(supplied, "version", "unknown")),
         str(getattr(supplied, "source", "pytest_pgleak_server")),
         isinstance(supplied, RunningServer) and supplied.owned,

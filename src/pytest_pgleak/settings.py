@@ -51,6 +51,7 @@ class Settings:
     dsn_option: str = "--pgleak-dsn"
     bindir: str | None = None
     docker_image: str | None = None
+    tcp: bool = False
     schema: str | None = None
     terminate: bool = False
     reports: tuple[Target, ...] = ()
@@ -82,6 +83,7 @@ def read_settings(config: pytest.Config) -> Settings:
         dsn_option=dsn_option,
         bindir=config.getoption("pgleak_bindir", None) or config.getini("pgleak_bindir") or None,
         docker_image=config.getini("pgleak_docker_image") or None,
+        tcp=config.getoption("pgleak_tcp", False) or config.getini("pgleak_tcp"),
         schema=config.getini("pgleak_schema") or None,
         terminate=config.getini("pgleak_terminate"),
         reports=_reports(config),

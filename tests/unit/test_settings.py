@@ -55,9 +55,11 @@ def test_nothing_is_configured_by_default():
 
 
 def test_what_the_ini_file_says():
-    settings = read(mode="warn", select="all", server="local", bindir="/opt/pg/bin", docker_image="postgres:15")
+    settings = read(
+        mode="warn", select="all", server="local", bindir="/opt/pg/bin", docker_image="postgres:15", tcp=True
+    )
     assert (settings.mode, settings.select, settings.server) == ("warn", "all", "local")
-    assert (settings.bindir, settings.docker_image) == ("/opt/pg/bin", "postgres:15")
+    assert (settings.bindir, settings.docker_image, settings.tcp) == ("/opt/pg/bin", "postgres:15", True)
     assert read(terminate=True).terminate is True
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pytest_pgleak.servers.binaries import major
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 _CHECKSUMS_SINCE = 18  # initdb turns them on by default
@@ -46,9 +47,19 @@ def initdb_command(bindir: Path, version: str) -> list[str]:
     return [str(bindir / "initdb"), *options]
 
 
-def postgres_command(bindir: Path, data: Path, socket_dir: Path, version: str) -> list[str]:
-    """The command that runs the server, in the foreground."""
-    settings = dict(_SETTINGS)
+def postgres_command(
+    bindir: Path, data: Path, socket_dir: Path, version: str, more: Mapping[str, str] | None = None
+) -> list[str]:
+    """The command that runs the server, in the foreground.
+
+    Args:
+        bindir: Where ``postgres`` is.
+        data: The cluster.
+        socket_dir: Where the socket is to be.
+        version: Such as ``18.6``.
+        more: Settings that go before ours.
+    """
+    settings = _SETTINGS | dict(more or {})
     if major(version) >= _IO_METHOD_SINCE:
         settings["io_method"] = "sync"  # no I/O workers: the server is up 3 ms sooner and has three processes less
     command = [str(bindir / "postgres"), "-D", str(data), "-k", str(socket_dir)]

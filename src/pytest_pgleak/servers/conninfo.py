@@ -76,12 +76,12 @@ def with_default(dsn: str, key: str, value: str) -> str:
     return f"{dsn}{'&' if '?' in _after_userinfo(dsn) else '?'}{key}={quote(value, safe='')}"
 
 
-def socket_uri(directory: str) -> str:
-    """The superuser's URI for a server of ours that listens on a socket in `directory` alone.
+def socket_uri(directory: str, port: int = 5432) -> str:
+    """The superuser's URI for a server of ours that listens on a socket in `directory`.
 
     A URI and not keywords, because SQLAlchemy and asyncpg read it too.
     """
-    return f"postgresql://postgres@/postgres?host={quote(directory, safe='/')}&port=5432"
+    return f"postgresql://postgres@/postgres?host={quote(directory, safe='/')}&port={port}"
 
 
 def _parse_pairs(text: str) -> dict[str, str]:

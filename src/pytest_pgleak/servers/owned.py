@@ -17,6 +17,7 @@ from pytest_pgleak.servers import (
     rundir,
     runtime,
     sharing,
+    tcp,
     template,
 )
 from pytest_pgleak.servers.supervisor import Supervisor
@@ -80,13 +81,14 @@ def _with_template(parts: _Parts, start: Callable[[], RunningServer]) -> Running
 
 def _start(parts: _Parts, leases: list[rundir.Lease], *, shared: bool = False) -> RunningServer:
     plan, bindir, user = parts.plan, parts.bindir, parts.user
+    door = tcp.choose_door() if plan.request.tcp else None
     try:
         if (socket := rundir.socket_lease(leases[0].path, user)) is not None:
             leases.append(socket)
         data = leases[0].path / leftovers.DATA
-        postgres = cluster.postgres_command(
-            bindir, data, leases[-1].path, plan.version or binaries.version_of(bindir) or ""
-        )
+        version = plan.version or binaries.version_of(bindir) or ""
+        more = _with_door(door, leases[0].path, user, version)
+        postgres = cluster.postgres_command(bindir, data, leases[-1].path, version, more)
         initdb = [*parts.initdb, "-D", str(data)]
         supervisor = Supervisor(leases, user, parts.template, initdb, postgres, shared=shared)
     except BaseException:
@@ -94,14 +96,27 @@ def _start(parts: _Parts, leases: list[rundir.Lease], *, shared: bool = False) -
             lease.release()
             rundir.sweep(lease.path.parent, user)
         raise
-    dsn = conninfo.socket_uri(str(leases[-1].path))
+    dsn = conninfo.socket_uri(str(leases[-1].path), *([door.port] if door else []))
     try:
         version = _await_ready(plan, supervisor, dsn)
+        if door is not None:
+            door.set_password(dsn)
+            dsn = door.dsn
     except BaseException:
         supervisor.stop()
         raise
+    finally:
+        if door is not None:
+            door.release_port()
     description = f"PostgreSQL {version} {plan.origin}"
     return RunningServer(dsn, version, plan.source, description, owned=True, _stop=supervisor.stop)
+
+
+def _with_door(door: tcp.Door | None, run_dir: Path, user: privilege.OsUser | None, version: str) -> dict[str, str]:
+    if door is None:
+        return {}
+    tcp.write_hba(run_dir, user)
+    return door.settings(run_dir, version)
 
 
 def _await_ready(plan: Plan, supervisor: Supervisor, dsn: str) -> str:

@@ -25,7 +25,7 @@ _VARIABLE = "PGLEAK_RUN_DIR"
 _SHM = Path("/dev/shm")  # noqa: S108 - a private directory is made in it with mkdtemp
 _MIN_FREE = 512 * 2**20  # bytes; a container's default of 64 MB would be filled by a cluster (28 MB) and its WAL
 _MAX_SOCKET_PATH = 103  # bytes: sun_path has 104 on macOS and 108 on Linux, with the closing zero
-_SOCKET = "/.s.PGSQL.5432"
+_SOCKET = "/.s.PGSQL.65535"  # or less: the port of a server that listens on one
 _STARTING = "start.lock"
 _PUBLISHED = "published"
 
@@ -188,13 +188,15 @@ def hold(path: Path) -> Lease | None:
 
 
 def publish(lease: Lease, text: str) -> None:
-    """Tell those who wait in `join`.
+    """Tell those who wait in `join`; nobody else can read it.
 
     Raises:
         OSError: It cannot be written.
     """
     building = lease.path / f"{_PUBLISHED}.new"
-    building.write_text(text, encoding="utf-8")
+    file = os.open(building, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(file, "w", encoding="utf-8") as writing:
+        writing.write(text)
     building.rename(lease.path / _PUBLISHED)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_pgleak.servers import conninfo, leftovers, rundir
+from pytest_pgleak.servers import leftovers, rundir
 from pytest_pgleak.servers.values import Plan, RunningServer, ServerError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def share(place: Place, plan: Plan, start: Callable[[list[rundir.Lease]], Runnin
             try:
                 leases = [lease]
                 server = start(leases)
-                rundir.publish(lease, f"{server.version}\n{leases[-1].path}\n")
+                rundir.publish(lease, f"{server.version}\n{leases[-1].path}\n{server.dsn}\n")
             finally:
                 starting.release()
             return server
@@ -76,7 +76,7 @@ def share(place: Place, plan: Plan, start: Callable[[list[rundir.Lease]], Runnin
 
 
 def _joined(plan: Plan, lease: rundir.Lease, published: str) -> RunningServer | None:
-    version, socket = published.splitlines()
+    version, socket, dsn = published.splitlines()
     leases = [lease]
     if Path(socket) != lease.path:
         if (other := rundir.hold(Path(socket))) is None:
@@ -89,4 +89,4 @@ def _joined(plan: Plan, lease: rundir.Lease, published: str) -> RunningServer | 
             each.release()
 
     description = f"PostgreSQL {version} {plan.origin}"
-    return RunningServer(conninfo.socket_uri(socket), version, plan.source, description, owned=True, _stop=leave)
+    return RunningServer(dsn, version, plan.source, description, owned=True, _stop=leave)

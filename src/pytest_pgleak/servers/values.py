@@ -34,6 +34,7 @@ class ServerRequest:
         docker_image: The image to run, `DEFAULT_IMAGE` if None.
         dsn_option: Where `dsn` came from, for messages.
         run_id: Shared by the processes that are to use one server together; None for a server of one's own.
+        tcp: Whether a server of ours also listens on loopback; the DSN is then that of the port.
     """
 
     server: str = "auto"
@@ -43,6 +44,7 @@ class ServerRequest:
     docker_image: str | None = None
     dsn_option: str = "--pgleak-dsn"
     run_id: str | None = None
+    tcp: bool = False
 
 
 @dataclass(frozen=True)
