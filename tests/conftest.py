@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import compileall
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+import pytest_pgleak
 from pytest_pgleak.servers import ServerRequest, plan, start
 
 pytest_plugins = ["pytester"]
@@ -19,6 +22,12 @@ collect_ignore = ["corpus", "corpus_drivers", "corpus_sqlalchemy", "stateful"]
 # In the background of a shell Ctrl-C is ignored, and so it would be by all that the tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Inner runs write no bytecode, but read it: compiling the plugin anew is half the time of a short one.
+    if not hasattr(config, "workerinput"):
+        compileall.compile_dir(Path(pytest_pgleak.__file__).parent, quiet=2)
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +42,8 @@ def _own_environment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
     # What the developer has set must not reach the inner runs.
     for name in ("PGLEAK_DSN", "PYTEST_XDIST_WORKER", "GITHUB_ACTIONS", "CI", "BUILD_NUMBER"):
         monkeypatch.delenv(name, raising=False)
+    # Of a file that a test edits, bytecode could be a second old and would be taken for that of the same text.
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     # `pytester` removes the variables that follow.
     if "pytester" in request.fixturenames:
         request.getfixturevalue("pytester")
