@@ -34,6 +34,10 @@ def start(plan: Plan) -> RunningServer:
         from pytest_pgleak.servers.container import start_container
 
         return start_container(plan)
+    if plan.request.plain:
+        from pytest_pgleak.servers.plain import start_plain
+
+        return start_plain(plan)
     # Last, because its modules need what only POSIX has (fcntl, pwd).
     from pytest_pgleak.servers.owned import start_owned
 

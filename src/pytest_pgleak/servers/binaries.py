@@ -15,6 +15,10 @@ from pytest_pgleak.servers.values import ServerError
 
 _PROGRAMS = ("postgres", "initdb")
 
+_SUFFIX = ".exe" if os.name == "nt" else ""
+
+_WINDOWS_PATTERN = "PostgreSQL/*/bin"  # below %ProgramFiles%: the installer of EDB
+
 _SYSTEM_PATTERNS = (
     "/usr/lib/postgresql/*/bin",  # Debian, Ubuntu
     "/usr/pgsql-*/bin",  # PostgreSQL's own RPMs
@@ -111,7 +115,7 @@ def explicit(directory: str) -> Binaries:
 
 def version_of(bindir: Path) -> str | None:
     """The version that ``postgres -V`` tells, such as ``15.18`` or ``19beta1``; None if it cannot be run."""
-    output = _output([str(bindir / "postgres"), "-V"])
+    output = _output([str(program(bindir, "postgres")), "-V"])
     found = re.search(r"\(PostgreSQL\) (\S+)", output)
     return found[1] if found else None
 
@@ -122,10 +126,15 @@ def major(version: str) -> int:
     return int(found[0]) if found else 0
 
 
+def program(bindir: Path, name: str) -> Path:
+    """One of PostgreSQL's programs."""
+    return bindir / f"{name}{_SUFFIX}"
+
+
 def _missing(bindir: Path) -> str | None:
-    for program in _PROGRAMS:
-        if not (bindir / program).is_file():
-            return f"there is no {program} in it"
+    for name in _PROGRAMS:
+        if not (path := program(bindir, name)).is_file():
+            return f"there is no {path.name} in it"
     return None
 
 
@@ -146,6 +155,8 @@ def _system_directories() -> list[Path]:
     if (pg_config := shutil.which("pg_config")) and (answer := _output([pg_config, "--bindir"]).strip()):
         directories.append(Path(answer))
     packaged = [Path(found) for pattern in _SYSTEM_PATTERNS for found in _glob(pattern)]
+    if installed := os.environ.get("PROGRAMFILES"):  # only Windows sets it
+        packaged += Path(installed).glob(_WINDOWS_PATTERN)
     return directories + sorted(packaged, key=_version_in_path, reverse=True)
 
 
@@ -179,5 +190,8 @@ def environment() -> dict[str, str]:
 
     Neither the user's PG* variables nor their locale reach the server, so that it is the same on every machine.
     """
-    kept = ("PATH", "TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+    kept = ["PATH", "TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"]
+    if os.name == "nt":
+        # Without them Windows starts no program, pg_ctl finds no shell, and nobody knows where temporary files go.
+        kept += ["SYSTEMROOT", "COMSPEC", "PATHEXT", "TEMP", "TMP", "USERPROFILE", "APPDATA", "USERNAME"]
     return {"LC_ALL": "C"} | {name: os.environ[name] for name in kept if name in os.environ}

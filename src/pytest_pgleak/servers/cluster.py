@@ -5,9 +5,10 @@ It holds test data that nobody will miss, so everything that makes data durable 
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
-from pytest_pgleak.servers.binaries import major
+from pytest_pgleak.servers.binaries import major, program
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,15 +37,20 @@ _SETTINGS = {
 }
 
 
-def initdb_command(bindir: Path, version: str) -> list[str]:
+def initdb_command(bindir: Path, version: str, password: Path | None = None) -> list[str]:
     """The command that creates the cluster, without the directory.
 
-    ``trust`` is safe: the socket lies in a directory that only this user and root may enter.
+    Args:
+        bindir: Where ``initdb`` is.
+        version: Such as ``18.6``.
+        password: A file with the superuser's, for which everybody is asked. None for ``trust``, which is safe where
+            the socket lies in a directory that only this user and root may enter.
     """
-    options = ["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", "--wal-segsize=1"]
+    authentication = ["-A", "trust"] if password is None else ["-A", "scram-sha-256", f"--pwfile={password}"]
+    options = ["-U", "postgres", *authentication, "-E", "UTF8", "--locale=C", "--no-sync", "--wal-segsize=1"]
     if major(version) >= _CHECKSUMS_SINCE:
         options.append("--no-data-checksums")
-    return [str(bindir / "initdb"), *options]
+    return [str(program(bindir, "initdb")), *options]
 
 
 def postgres_command(
@@ -59,10 +65,22 @@ def postgres_command(
         version: Such as ``18.6``.
         more: Settings that go before ours.
     """
-    settings = _SETTINGS | dict(more or {})
-    if major(version) >= _IO_METHOD_SINCE:
-        settings["io_method"] = "sync"  # no I/O workers: the server is up 3 ms sooner and has three processes less
-    command = [str(bindir / "postgres"), "-D", str(data), "-k", str(socket_dir)]
-    for name, value in settings.items():
+    command = [str(program(bindir, "postgres")), "-D", str(data), "-k", str(socket_dir)]
+    for name, value in settings(version, more or {}).items():
         command += ["-c", f"{name}={value}"]
     return command
+
+
+def settings(version: str, more: Mapping[str, str]) -> dict[str, str]:
+    """All settings of a server.
+
+    Args:
+        version: Such as ``18.6``.
+        more: Settings that go before ours.
+    """
+    found = dict(_SETTINGS)
+    if os.name != "posix":
+        del found["dynamic_shared_memory_type"], found["unix_socket_permissions"]
+    if major(version) >= _IO_METHOD_SINCE:
+        found["io_method"] = "sync"  # no I/O workers: the server is up 3 ms sooner and has three processes less
+    return found | dict(more)

@@ -11,6 +11,7 @@ from pytest_pgleak.servers import (
     binaries,
     cluster,
     conninfo,
+    failures,
     leftovers,
     libpq,
     privilege,
@@ -115,8 +116,7 @@ def _start(parts: _Parts, leases: list[rundir.Lease], *, shared: bool = False) -
 def _with_door(door: tcp.Door | None, run_dir: Path, user: privilege.OsUser | None, version: str) -> dict[str, str]:
     if door is None:
         return {}
-    tcp.write_hba(run_dir, user)
-    return door.settings(run_dir, version)
+    return {**door.settings(version), "hba_file": str(tcp.write_hba(run_dir, user))}
 
 
 def _await_ready(plan: Plan, supervisor: Supervisor, dsn: str) -> str:
@@ -127,7 +127,7 @@ def _await_ready(plan: Plan, supervisor: Supervisor, dsn: str) -> str:
     while (left := deadline - time.monotonic()) > 0:
         reports = supervisor.reports(_POLL if supervisor.started else left)
         if reports and reports[-1] != "started":
-            raise ServerError(_failure(plan, ", ".join(reports), supervisor.log_tail()))
+            raise failures.not_started(plan, ", ".join(reports), supervisor.log_tail())
         if not supervisor.started:
             continue
         conn = libpq.connect(dsn)
@@ -137,11 +137,4 @@ def _await_ready(plan: Plan, supervisor: Supervisor, dsn: str) -> str:
             answer = libpq.reason(conn, dsn)
         finally:
             conn.finish()
-    raise ServerError(_failure(plan, f"not ready after {_START_TIMEOUT:.0f} s: {answer}", supervisor.log_tail()))
-
-
-def _failure(plan: Plan, what: str, log: str) -> str:
-    remedy = "Try another server: --pgleak-server=embedded, local or docker, or --pgleak-dsn=postgresql://..."
-    if "No space left on device" in log:
-        remedy = "Name a directory with 100 MB free in the environment variable PGLEAK_RUN_DIR."
-    return f"{plan.description} did not start ({what}). The end of its log:\n{log or '(empty)'}\n{remedy}"
+    raise failures.not_started(plan, f"not ready after {_START_TIMEOUT:.0f} s: {answer}", supervisor.log_tail())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from pytest_pgleak.servers import binaries, conninfo, daemon
@@ -41,10 +40,9 @@ def plan(request: ServerRequest) -> Plan:
         return _plan_dsn(request)
     if request.bindir:
         return _plan_local(request)
-    if os.name == "posix":
-        for candidate in (_wheel_plan, _system_plan):
-            if found := candidate(request):
-                return found
+    for candidate in (_wheel_plan, _system_plan):
+        if found := candidate(request):
+            return found
     if daemon.client_installed() and daemon.answers():
         return _docker_plan(request)
     raise ServerError(
@@ -66,7 +64,6 @@ def _plan_dsn(request: ServerRequest) -> Plan:
 
 
 def _plan_embedded(request: ServerRequest) -> Plan:
-    _require_posix(request)
     if found := _wheel_plan(request):
         return found
     raise ServerError(
@@ -77,7 +74,6 @@ def _plan_embedded(request: ServerRequest) -> Plan:
 
 
 def _plan_local(request: ServerRequest) -> Plan:
-    _require_posix(request)
     if request.bindir:
         return _local_plan(request, binaries.explicit(request.bindir))
     if found := _system_plan(request):
@@ -131,11 +127,3 @@ def _binaries_plan(source: str, found: binaries.Binaries, origin: str, request: 
 def _docker_plan(request: ServerRequest) -> Plan:
     origin = f"in a container of {request.docker_image or DEFAULT_IMAGE}"
     return Plan("docker", None, f"PostgreSQL {origin}", request, origin=origin)
-
-
-def _require_posix(request: ServerRequest) -> None:
-    if os.name != "posix":
-        raise ServerError(
-            f"--pgleak-server={request.server}: pgleak cannot start a PostgreSQL of its own on this system.\n"
-            "Use --pgleak-dsn with a server that runs already, or --pgleak-server=docker."
-        )

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import select
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_pgleak.servers import leftovers
+from pytest_pgleak.servers import failures, leftovers
 from pytest_pgleak.servers.binaries import environment
 from pytest_pgleak.servers.values import ServerError
 
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
 _SCRIPT = Path(__file__).with_name("supervisor_main.py")
 _LOG = "server.log"
-_LOG_TAIL = 3000  # bytes
 _STOP_TIMEOUT = 10.0  # seconds; an ordinary stop takes 0.02
 
 
@@ -56,7 +54,7 @@ class Supervisor:
         self._reports = b""
         self._ended = False
         # Opened before the directory's new owner can have put anything in its place, and read through this descriptor.
-        python = _python()
+        python = failures.python()
         self._log = os.open(leases[0].path / _LOG, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
         head = [*([str(user.uid), str(user.gid)] if user else ["-", "-"]), str(template.path) if template else "-"]
         directories = [str(lease.path) for lease in leases]
@@ -92,7 +90,7 @@ class Supervisor:
     def log_tail(self) -> str:
         """The end of what initdb and postgres wrote."""
         size = os.fstat(self._log).st_size
-        return os.pread(self._log, _LOG_TAIL, max(0, size - _LOG_TAIL)).decode(errors="replace").strip()
+        return os.pread(self._log, failures.LOG_TAIL, max(0, size - failures.LOG_TAIL)).decode(errors="replace").strip()
 
     def stop(self) -> None:
         """Release the leases and wait until the supervisor has cleaned up; idempotent, nothing in a child of fork().
@@ -136,12 +134,3 @@ class Supervisor:
         for lease in self._leases:
             # It is still there if somebody killed the supervisor, or if only root may remove it from its parent.
             leftovers.remove(lease.path)
-
-
-def _python() -> str:
-    if not sys.executable:
-        raise ServerError(
-            "This Python does not know its own executable (sys.executable is empty), which is needed to watch over\n"
-            "a test server. Use --pgleak-dsn or --pgleak-server=docker."
-        )
-    return sys.executable

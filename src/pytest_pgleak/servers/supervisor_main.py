@@ -39,6 +39,8 @@ def main(arguments: list[str]) -> None:
     head, initdb, postgres = _split(arguments)
     template, directories = head[2], head[3:]
     signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
+    # BSD and macOS drop a blocked signal that is to be ignored, as this one is by default, and sigwait waits for ever.
+    signal.signal(signal.SIGCHLD, lambda *_: None)
     lock = os.open(f"{directories[0]}/alive.lock", os.O_RDWR)
     if head[0] != "-":
         _become(int(head[0]), int(head[1]))

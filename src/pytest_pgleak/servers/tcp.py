@@ -14,13 +14,14 @@ import secrets
 import socket
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_pgleak.servers import libpq
 from pytest_pgleak.servers.binaries import major
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pytest_pgleak.servers.privilege import OsUser
 
 HOST = "127.0.0.1"
@@ -57,9 +58,9 @@ class Door:
         """The superuser's URI."""
         return f"postgresql://postgres:{self.password}@{HOST}:{self.port}/postgres"
 
-    def settings(self, run_dir: Path, version: str) -> dict[str, str]:
+    def settings(self, version: str) -> dict[str, str]:
         """The server's settings that differ from those of a server without a port."""
-        settings = {"listen_addresses": HOST, "port": str(self.port), "hba_file": str(run_dir / _HBA)}
+        settings = {"listen_addresses": HOST, "port": str(self.port)}
         if major(version) >= _SCRAM_ITERATIONS_SINCE:
             settings["scram_iterations"] = str(_ROUNDS)  # for the roles that tests make
         return settings
@@ -93,22 +94,27 @@ def choose_door() -> Door:
     return Door(port, secrets.token_urlsafe(24), held)
 
 
-def write_hba(run_dir: Path, user: OsUser | None) -> None:
+def write_hba(run_dir: Path, user: OsUser | None) -> Path:
     """Write who may come in, and how.
 
     Args:
         run_dir: The server's directory.
         user: Whom the server runs as; None for the current user.
 
+    Returns:
+        The file, for the setting ``hba_file``.
+
     Raises:
         OSError: If it cannot be written.
     """
     # Never through what the directory's new owner may have put in its place.
-    file = os.open(run_dir / _HBA, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    path = run_dir / _HBA
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     with os.fdopen(file, "w", encoding="ascii") as hba:
         hba.write(_WHO_MAY_COME_IN)
         if user is not None:
             os.fchown(file, user.uid, user.gid)
+    return path
 
 
 def verifier(password: str, salt: bytes | None = None, rounds: int = _ROUNDS) -> str:

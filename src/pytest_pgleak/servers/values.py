@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,7 @@ class ServerRequest:
         dsn_option: Where `dsn` came from, for messages.
         run_id: Shared by the processes that are to use one server together; None for a server of one's own.
         tcp: Whether a server of ours also listens on loopback; the DSN is then that of the port.
+        plain: Whether a server of ours is started without a supervisor, sharing and a template. Always with a port.
     """
 
     server: str = "auto"
@@ -45,6 +47,7 @@ class ServerRequest:
     dsn_option: str = "--pgleak-dsn"
     run_id: str | None = None
     tcp: bool = False
+    plain: bool = os.name != "posix"
 
 
 @dataclass(frozen=True)
