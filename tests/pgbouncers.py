@@ -10,7 +10,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -24,12 +24,15 @@ needs_pgbouncer = pytest.mark.skipif(PROGRAM is None, reason="pgbouncer is not i
 
 
 @contextlib.contextmanager
-def pgbouncer(server_dsn: str, pool_mode: str, **settings: str | int) -> Iterator[str]:
+def pgbouncer(
+    server_dsn: str, pool_mode: str, passwords: Mapping[str, str] | None = None, **settings: str | int
+) -> Iterator[str]:
     """Run PgBouncer.
 
     Args:
         server_dsn: The server behind it, with its host and port.
         pool_mode: ``session``, ``transaction`` or ``statement``.
+        passwords: The passwords of its users; everybody may come in without one where it is missing.
         settings: More of its settings.
 
     Yields:
@@ -46,7 +49,7 @@ def pgbouncer(server_dsn: str, pool_mode: str, **settings: str | int) -> Iterato
             "listen_addr": "127.0.0.1",
             "listen_port": port,
             "unix_socket_dir": "",
-            "auth_type": "any",
+            "auth_type": "any" if passwords is None else "plain",
             "pool_mode": pool_mode,
             "admin_users": "admin",
             "logfile": directory / "log",
@@ -54,6 +57,11 @@ def pgbouncer(server_dsn: str, pool_mode: str, **settings: str | int) -> Iterato
             "ignore_startup_parameters": "extra_float_digits",
             **settings,
         }
+        port = int(lines["listen_port"])
+        if passwords is not None:
+            lines["auth_file"] = directory / "userlist.txt"
+            listed = "".join(f'"{user}" "{password}"\n' for user, password in passwords.items())
+            (directory / "userlist.txt").write_text(listed, encoding="utf-8")
         target = f"host={server['host']} port={server.get('port', 5432)} user={server['user']}"
         text = [f"[databases]\n* = {target}\n[pgbouncer]", *(f"{key} = {value}" for key, value in lines.items())]
         (directory / "pgbouncer.ini").write_text("\n".join(text) + "\n", encoding="utf-8")

@@ -10,6 +10,7 @@ import psycopg
 import psycopg_pool
 import pytest
 
+from pytest_pgleak import answers
 from pytest_pgleak.psycopg_internals import in_hand, is_in_a_pool, keeps_connections, while_idle
 from pytest_pgleak.session_state import queries as session_queries
 from pytest_pgleak.session_state.home_loop import at_home
@@ -181,7 +182,7 @@ def test_no_answer_is_none(conn, monkeypatch):
 
 def test_a_server_that_does_not_answer_is_not_waited_for(conn, monkeypatch):
     monkeypatch.setattr(session_queries, "_LOOK", "select pg_sleep(60)")
-    monkeypatch.setattr(session_queries, "_PATIENCE", 0.05)
+    monkeypatch.setattr(answers, "_PATIENCE", 0.05)
     assert look(conn) is None
     assert conn.execute("select 1").fetchone() == (1,)
 

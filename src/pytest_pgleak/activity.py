@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from pytest_pgleak.pgbouncer.through import Through
+
 
 @dataclass(frozen=True, slots=True)
 class Backend:
@@ -101,11 +103,19 @@ class Activity:
         backends: By pid.
         new: Backends of the watched databases that no ledger entry explains and that were not there before.
         known: Whether a server could be asked at all. Where not, an absent pid means nothing.
+        blind: The numbers of those backends whose server could not be asked: that they are absent means nothing.
+        through: What PgBouncer says of the connections that lead through it, by their number for the backend.
     """
 
     backends: dict[int, Backend] = field(default_factory=dict)
     new: tuple[Backend, ...] = ()
     known: bool = False
+    blind: frozenset[int] = frozenset()
+    through: dict[int, Through] = field(default_factory=dict)
+
+    def knows(self, pid: int) -> bool:
+        """Tell whether the server of a backend was asked: where it was, no row means that the backend is gone."""
+        return self.known and pid not in self.blind
 
     @classmethod
     def of(cls, backends: Iterable[Backend], new: Iterable[Backend] = ()) -> Activity:

@@ -40,7 +40,8 @@ class PoolerError(ObserverError):
     def __init__(self, server: tuple[str, str]) -> None:
         super().__init__(
             "a pooler stands in between, and its connections to PostgreSQL are not those of the tests.\n"
-            "  Let the tests connect straight to PostgreSQL, if the server is to be asked as well."
+            "  If the server is to be asked as well, let the tests connect straight to PostgreSQL; or name PostgreSQL"
+            " with --pgleak-dsn, and the console of a PgBouncer with --pgleak-pgbouncer."
         )
         self.server = server
 

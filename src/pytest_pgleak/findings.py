@@ -13,6 +13,7 @@ from pytest_pgleak.kinds import KINDS
 from pytest_pgleak.libraries.library import Library, Words
 from pytest_pgleak.libraries.psycopg3 import PSYCOPG
 from pytest_pgleak.owners import Owner
+from pytest_pgleak.pgbouncer.through import Through
 from pytest_pgleak.prepared.left import LeftPrepared
 from pytest_pgleak.requests import RequestInfo
 from pytest_pgleak.session_state.state import Leftover
@@ -67,6 +68,7 @@ class Finding:
         pool: The pool it belongs to, or that is the finding.
         transaction_status: psycopg's ``TransactionStatus`` when it was judged or dropped.
         backend: What the server saw.
+        through: What PgBouncer says of the connection, where it leads through one.
         server_known: Whether the server was asked; where it was, no backend means that it is gone.
         after_response: For what was dropped, whether the response had started.
         task: The task that still holds it.
@@ -99,6 +101,7 @@ class Finding:
     pool: PoolState | None = None
     transaction_status: str | None = None
     backend: Backend | None = None
+    through: Through | None = None
     server_known: bool = False
     after_response: bool | None = None
     task: TaskInfo | None = None

@@ -48,11 +48,16 @@ class KnownServers:
         self._learned_at: dict[Server, int] = {}
         self._released: dict[Server, str] = {}
 
-    @property
-    def complaints(self) -> tuple[str, ...]:
-        """The servers that cannot be observed, and why: one line each."""
+    def complaints(self, *, but_poolers: bool = False) -> tuple[str, ...]:
+        """Return the servers that cannot be observed, and why: one line each.
+
+        Args:
+            but_poolers: Whether what turned out to be a pooler is left out.
+        """
         named = {f"the server of {option}": reason for option, reason in self._misnamed.items()}
-        named |= {f"the server {host}:{port}": reason for (host, port), reason in self._blind.items() if reason}
+        for server, reason in self._blind.items():
+            if reason and not (but_poolers and server in self._poolers):
+                named[f"the server {server[0]}:{server[1]}"] = reason
         return tuple(f"{name}: {' '.join(reason.split())}" for name, reason in named.items())
 
     @property

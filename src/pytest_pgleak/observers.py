@@ -13,6 +13,7 @@ from pytest_pgleak.connecting import ObserverError
 from pytest_pgleak.events import ConnectionFacts
 from pytest_pgleak.known_servers import OBSERVER_NAME, KnownServers, Server
 from pytest_pgleak.observer import Observer
+from pytest_pgleak.pgbouncer.witness import PgBouncer
 
 __all__ = ["OBSERVER_NAME", "Observers", "Server", "Watched"]
 
@@ -25,15 +26,24 @@ class Observers:
 
     Args:
         servers: The servers, each with its observer.
+        pgbouncer: What PgBouncer says, if the user has named its console.
     """
 
-    def __init__(self, servers: KnownServers) -> None:
+    def __init__(self, servers: KnownServers, pgbouncer: PgBouncer | None = None) -> None:
+        self._pgbouncer = pgbouncer or PgBouncer(lambda: None)
         self._process = os.getpid()
         self.servers = servers
         self._before: dict[Server, frozenset[tuple[int, str | None]]] = {}
         self._after: dict[Server, frozenset[tuple[int, str | None]]] = {}
         self._after_databases: dict[Server, frozenset[str]] = {}
         self._has_transaction_ids: dict[Server, bool] = {}
+
+    @property
+    def complaints(self) -> tuple[str, ...]:
+        """The servers that cannot be observed, and why: one line each."""
+        # Behind a PgBouncer whose console is read, the server that was named is observed.
+        is_seen_through = bool(self._pgbouncer.version and self.servers.seeing)
+        return self.servers.complaints(but_poolers=is_seen_through)
 
     def seeing(self, connections: Iterable[ConnectionFacts]) -> dict[Server, Observer]:
         """Return the observers that can see, by server. May be called from any thread.
@@ -80,6 +90,7 @@ class Observers:
             known_pids: Returns the pids of all backends that this process has opened.
             nothing_between: Whether nothing has happened since `new_backends` was asked: then its answer still holds.
         """
+        self._pgbouncer.begin()
         still_holds = nothing_between and self._after_databases == _databases(watched)
         after, self._after, self._after_databases = self._after, {}, {}  # once: a check that fails leaves none
         if still_holds:
@@ -111,7 +122,7 @@ class Observers:
             self._after[server] = before if rows is None else frozenset(row.identity for row in rows)
             new.extend(row for row in rows or () if row.identity not in before)
         # A pooler opens connections when it likes to, and nobody can tell for whom.
-        return () if self.servers.has_poolers else tuple(new)
+        return () if self.servers.has_poolers else self._pgbouncer.without_own(tuple(new))
 
     def may_have_prepared(self, server: Server) -> bool:
         """Tell whether there may be prepared transactions, by the last quick look of `begin` or `new_backends`."""
@@ -134,6 +145,7 @@ class Observers:
     def look(self, connections: Iterable[ConnectionFacts], new: tuple[Backend, ...] = ()) -> Activity:
         """Read the rows of some connections."""
         wanted: dict[Server, list[int]] = {}
+        connections = tuple(connections)
         for facts in connections:
             if (living := facts.reference()) is not None:
                 self.servers.learn(facts, living)
@@ -145,7 +157,13 @@ class Observers:
             found = self._ask(server, pids)
             asked = asked or found is not None
             rows.extend(found or ())
-        return Activity.of(rows, new) if asked else NOTHING_KNOWN
+        blind = [facts for facts in connections if self.servers.observer(facts.server) is None]
+        through, served = self._pgbouncer.look(blind, self.servers.seeing.values())
+        if not asked and not through:
+            return NOTHING_KNOWN
+        unseen = frozenset(facts.backend_pid for facts in blind) - served.keys()
+        backends = {row.pid: row for row in rows} | served
+        return Activity(backends, new, known=True, blind=unseen, through=through)
 
     def relations(self, facts: ConnectionFacts, written: Iterable[Backend]) -> Relations:
         """Return what can be known, in a connection's database, of what some rows show as written."""

@@ -30,6 +30,11 @@ INI = (
     ),
     ("pgleak_server", "string", "auto, dsn, embedded, local or docker: where the server comes from (default: auto)"),
     ("pgleak_dsn", "string", "DSN of a server to use (also: environment variable PGLEAK_DSN)"),
+    (
+        "pgleak_pgbouncer",
+        "string",
+        "DSN of PgBouncer's admin console, where the application connects through one",
+    ),
     ("pgleak_bindir", "string", "directory with the programs postgres and initdb"),
     ("pgleak_docker_image", "string", "image for pgleak_server = docker"),
     (
@@ -80,6 +85,11 @@ def add_options(parser: pytest.Parser) -> None:
     )
     group.addoption("--pgleak-dsn", metavar="DSN", help="use this server (ini: pgleak_dsn; environment: PGLEAK_DSN)")
     group.addoption(
+        "--pgleak-pgbouncer",
+        metavar="DSN",
+        help="read this PgBouncer's admin console, where the application connects through one (ini: pgleak_pgbouncer)",
+    )
+    group.addoption(
         "--pgleak-bindir",
         metavar="DIR",
         help="start the server from the programs postgres and initdb in this directory (ini: pgleak_bindir)",
@@ -108,6 +118,7 @@ def is_configured(config: pytest.Config) -> bool:
             "pgleak_baseline_update",
             "pgleak_server",
             "pgleak_dsn",
+            "pgleak_pgbouncer",
             "pgleak_bindir",
             "pgleak_tcp",
             "pgleak_report",

@@ -14,6 +14,7 @@ from pytest_pgleak.budget import sentences as peak_sentences
 from pytest_pgleak.findings import Finding
 from pytest_pgleak.frames import Frame
 from pytest_pgleak.kinds import NESTED_CHECKOUT, TRANSACTION_LEFT_OPEN, UNTRACKED_BACKEND
+from pytest_pgleak.pgbouncer import sentences as pgbouncer_sentences
 from pytest_pgleak.prepared import sentences as prepared_sentences
 from pytest_pgleak.session_state import sentences as session_sentences
 from pytest_pgleak.sql import OWN, one_line
@@ -101,10 +102,7 @@ def _finding(finding: Finding, others: Sequence[Finding], root: Path) -> list[Li
         lines.append(_line("owner", finding.owner.describe()))
     if finding.pool is not None and finding.kind != TRANSACTION_LEFT_OPEN and finding.subject != "transaction":
         lines.append(_line("pool", _pool(finding)))
-    if (server := sentences.server(finding)) is not None:
-        lines.append(_line("server", server))
-    if finding.backend is not None and finding.backend.query and not finding.backend.query.startswith(OWN):
-        lines.append(_line("last sql", one_line(finding.backend.query)))
+    lines += _witnessed(finding)
     if finding.left:
         lines.append(_line("left", session_sentences.left(finding)))
     if finding.prepared is not None:
@@ -117,6 +115,18 @@ def _finding(finding: Finding, others: Sequence[Finding], root: Path) -> list[Li
     if finding.prepared is not None and finding.prepared.stays:
         lines.append(_line("undo", prepared_sentences.undo(finding)))
     lines.append(_allow(finding, root))
+    return lines
+
+
+def _witnessed(finding: Finding) -> list[Line]:
+    """Show what the server and PgBouncer saw."""
+    lines = []
+    if (server := sentences.server(finding)) is not None:
+        lines.append(_line("server", server))
+    if finding.through is not None:
+        lines.append(_line("pgbouncer", pgbouncer_sentences.client(finding.through)))
+    if finding.backend is not None and finding.backend.query and not finding.backend.query.startswith(OWN):
+        lines.append(_line("last sql", one_line(finding.backend.query)))
     return lines
 
 

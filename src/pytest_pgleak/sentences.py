@@ -143,11 +143,15 @@ def _without_backend(finding: Finding) -> str | None:
     connection = finding.connection
     if connection is None or finding.kind == NESTED_CHECKOUT or not connection.backend_pid:
         return None
+    # Through PgBouncer it is a number of PgBouncer's making.
+    pid = f"pid {connection.backend_pid}, " if finding.through is None else ""
     if finding.ending is Ending.OPEN and finding.server_known:
         return f"pid {connection.backend_pid} is gone: the server or somebody else ended it; the client never knew"
     if finding.transaction_status in ("INTRANS", "INERROR"):
-        return f"pid {connection.backend_pid}, in a transaction ({finding.transaction_status}) by the client's account"
-    return f"pid {connection.backend_pid}, no transaction open" if finding.transaction_status == "IDLE" else None
+        return f"{pid}in a transaction ({finding.transaction_status}) by the client's account"
+    if finding.transaction_status == "IDLE":
+        return f"{pid}no transaction open" if pid else "no transaction open by the client's account"
+    return None
 
 
 def fix(finding: Finding) -> str:

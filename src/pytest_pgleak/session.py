@@ -190,9 +190,12 @@ class Session:
         return entries_of_verdicts(verdicts, "", state.config.rootpath)
 
     def _note_complaints(self) -> None:
-        for complaint in self.state.observers.servers.complaints:
+        for complaint in self.state.observers.complaints:
             self.state.missed = "a server could not be observed"
             self.state.note(f"the ledger judged alone for {complaint}")
+        if (trouble := self.state.pgbouncer.complaint) is not None:
+            self.state.missed = "PgBouncer's console could not be read"
+            self.state.note(f"pgleak could not read {' '.join(trouble.split())}")
         if self._checked:
             for rule in self.state.verdict.unused_rules:
                 self.state.note(f"pgleak_ignore: no finding matched `{rule.text}`: remove the line if it is fixed")
@@ -211,9 +214,7 @@ class Session:
         __tracebackhide__ = True
         # Where nothing fails, the end of the run says so.
         fails = self.state.settings.mode == "fail"
-        trouble = self.state.observers.servers.take_misconfiguration() if fails else None
-        if trouble is not None:
-            trouble = f"pgleak cannot watch the server of {self.state.settings.dsn_option}: {trouble}"
+        trouble = self._misconfiguration() if fails else None
         if verdicts.all:
             item.stash[ENTRIES] = item.stash.get(ENTRIES, []) + check.entries(verdicts)
         if failed and verdicts.told:
@@ -222,6 +223,14 @@ class Session:
             raise check.failure(verdicts, trouble or "")
         elif trouble is not None and not failed:
             pytest.fail(trouble, pytrace=False)
+
+    def _misconfiguration(self) -> str | None:
+        """Return, once, what is wrong with a server that the user has named."""
+        state = self.state
+        if (trouble := state.observers.servers.take_misconfiguration()) is not None:
+            return f"pgleak cannot watch the server of {state.settings.dsn_option}: {trouble}"
+        trouble = state.pgbouncer.take_misconfiguration()
+        return None if trouble is None else f"pgleak cannot read {trouble}"
 
     @contextmanager
     def _unchecked_call(self, item: pytest.Item) -> Iterator[None]:

@@ -49,6 +49,8 @@ class Settings:
     server: ServerChoice = "auto"
     dsn: str | None = field(default=None, repr=False)
     dsn_option: str = "--pgleak-dsn"
+    pgbouncer: str | None = field(default=None, repr=False)
+    pgbouncer_option: str = "--pgleak-pgbouncer"
     bindir: str | None = None
     docker_image: str | None = None
     tcp: bool = False
@@ -68,6 +70,7 @@ def read_settings(config: pytest.Config) -> Settings:
         SettingError: One of them cannot be meant.
     """
     dsn, dsn_option = _dsn(config)
+    pgbouncer, pgbouncer_option = _pgbouncer(config)
     return Settings(
         mode=_choice(config, "pgleak_mode", MODES, "fail"),
         select=_choice(config, "pgleak_select", SELECTS, "marked"),
@@ -81,6 +84,8 @@ def read_settings(config: pytest.Config) -> Settings:
         server=_choice(config, "pgleak_server", SERVERS, "auto"),
         dsn=dsn,
         dsn_option=dsn_option,
+        pgbouncer=pgbouncer,
+        pgbouncer_option=pgbouncer_option,
         bindir=config.getoption("pgleak_bindir", None) or config.getini("pgleak_bindir") or None,
         docker_image=config.getini("pgleak_docker_image") or None,
         tcp=config.getoption("pgleak_tcp", False) or config.getini("pgleak_tcp"),
@@ -96,6 +101,12 @@ def _dsn(config: pytest.Config) -> tuple[str | None, str]:
     if given := config.getini("pgleak_dsn"):
         return given, "pgleak_dsn"
     return os.environ.get("PGLEAK_DSN") or None, "PGLEAK_DSN"
+
+
+def _pgbouncer(config: pytest.Config) -> tuple[str | None, str]:
+    given = config.getoption("pgleak_pgbouncer", None)
+    option = "--pgleak-pgbouncer" if given else "pgleak_pgbouncer"
+    return given or config.getini("pgleak_pgbouncer") or None, option
 
 
 def _reports(config: pytest.Config) -> tuple[Target, ...]:

@@ -27,6 +27,7 @@ from pytest_pgleak.known_servers import KnownServers
 from pytest_pgleak.ledger import Ledger
 from pytest_pgleak.observers import Observers
 from pytest_pgleak.ownership import Ownership
+from pytest_pgleak.pgbouncer.witness import PgBouncer
 from pytest_pgleak.prepared.watch import PreparedWatch
 from pytest_pgleak.reporting import Reported
 from pytest_pgleak.session_state.tracking import SessionTracking
@@ -60,7 +61,8 @@ class State:
         self.ownership = Ownership(Background(self.loops))
         self.ledger = Ledger()
         self.places = Places()
-        self.observers = Observers(KnownServers(self.places, self._dsn_of_settings))
+        self.pgbouncer = PgBouncer(self._console_of_settings, self.places)
+        self.observers = Observers(KnownServers(self.places, self._dsn_of_settings), self.pgbouncer)
         self.tracker = Tracker(
             self.ledger.record, self.ownership, self._witness, lambda: self.checking, self.fault, self.ledger.catch_up
         )
@@ -145,6 +147,7 @@ class State:
         # Somebody may have put a wrapper of ours aside, and put it back after this.
         self.tracker.stop()
         self.observers.servers.close()
+        self.pgbouncer.close()
         self.places.close()
 
     def _patch(self, make: Callable[[], Switch], module: ModuleType) -> None:
@@ -177,6 +180,10 @@ class State:
         if settings.dsn is None or settings.server not in ("auto", "dsn"):
             return None
         return settings.dsn, settings.dsn_option
+
+    def _console_of_settings(self) -> tuple[str, str] | None:
+        settings = self.settings
+        return None if settings.pgbouncer is None else (settings.pgbouncer, settings.pgbouncer_option)
 
     def _may_collect(self) -> bool:
         # What is collected may warn, and with `filterwarnings = error` that fails the test that happens to run. Where

@@ -94,6 +94,8 @@ class Budget:
         for candidate in candidates.values():
             # A backend is there before psycopg has its connection: what turned out to be our own is counted already.
             others = tuple(row for row in candidate.others if row.pid not in known)
+            if self._observers.servers.has_poolers:
+                others = ()  # that one stands in between may have turned out only now
             if len(candidate.connections) + len(others) > best.number:
                 best = replace(best, connections=candidate.connections, others=others)
         is_ours = len(best.connections) > meter.limit

@@ -7,6 +7,7 @@ from collections.abc import Awaitable
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
+from pytest_pgleak.libraries.addresses import of_name
 from pytest_pgleak.libraries.library import Library, Words
 
 if TYPE_CHECKING:
@@ -109,6 +110,11 @@ class AsyncPg(Library):
         known = {"user": given.user, "password": given.password, "dbname": given.database}
         known["sslmode"] = _SSLMODES.get(getattr(getattr(given, "sslmode", None), "name", ""))
         return found | {name: value for name, value in known.items() if isinstance(value, str) and value}
+
+    def local_address(self, connection: Any) -> tuple[str, int] | None:
+        """Return the connection's own end."""
+        transport = connection._transport  # noqa: SLF001 - nothing public says it
+        return None if transport is None else of_name(transport.get_extra_info("sockname"))
 
     def roll_back(self, connection: Any) -> Awaitable[object]:
         """Roll back what a connection has open."""

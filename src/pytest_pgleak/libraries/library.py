@@ -130,6 +130,10 @@ class Library:
         """Return with which libpq parameters a connection's server can be reached. There may be a password in it."""
         raise NotImplementedError
 
+    def local_address(self, connection: Any) -> tuple[str, int] | None:  # noqa: ARG002 - for those who know
+        """Return the connection's own end, address and port; None where it has none, or nobody knows."""
+        return None
+
     def roll_back(self, connection: Any) -> Awaitable[object] | None:
         """Roll back what a connection has open; return what is still to be awaited."""
         result: Awaitable[object] | None = connection.rollback()

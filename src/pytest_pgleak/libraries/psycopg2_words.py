@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, Final
 
+from pytest_pgleak.libraries.addresses import of_descriptor
 from pytest_pgleak.libraries.library import Library, Words
 
 if TYPE_CHECKING:
@@ -46,6 +47,10 @@ class Psycopg2(Library):
         given = {str(name): str(value) for name, value in connection.info.dsn_parameters.items() if value}
         password = connection.info.password
         return given | ({"password": password} if password else {})
+
+    def local_address(self, connection: Any) -> tuple[str, int] | None:
+        """Return the connection's own end."""
+        return None if connection.closed else of_descriptor(connection.fileno())
 
     def close_pool(self, pool: Any, timeout: float) -> Awaitable[object] | None:  # noqa: ARG002 - it does not wait
         """Close all connections of a pool, those that are out included."""

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, Final
 
+from pytest_pgleak.libraries.addresses import of_descriptor
 from pytest_pgleak.libraries.library import Library, Words
 
 if TYPE_CHECKING:
@@ -32,6 +33,10 @@ class Psycopg(Library):
             # It may come from a password file, and stand there for this one database.
             parameters["password"] = pgconn.password.decode()
         return parameters
+
+    def local_address(self, connection: Any) -> tuple[str, int] | None:
+        """Return the connection's own end."""
+        return None if connection.closed else of_descriptor(connection.fileno())
 
     def give_back(self, pool: Any, connection: Any) -> Awaitable[object] | None:
         """Give a connection back closed: the pool discards it and opens another, and has its slot back."""

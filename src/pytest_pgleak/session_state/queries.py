@@ -9,16 +9,12 @@ Names are qualified and so are operators: ``search_path`` is among the things th
 
 from __future__ import annotations
 
-import selectors
 from collections.abc import Iterable
 from typing import Any, Final
 
-from pytest_pgleak.clock import Clock
+from pytest_pgleak.answers import results_of
 from pytest_pgleak.session_state.state import Leftover, SessionState, Setting, What
 from pytest_pgleak.sql import OWN
-
-_PATIENCE: Final = 2.0
-"""Seconds for an answer. It takes one millisecond; only a server that hangs needs more."""
 
 _LOOK: Final = (
     OWN  # noqa: S608 - made of constants
@@ -160,7 +156,7 @@ def _ask(connection: Any, statement: str) -> list[tuple[str, ...]] | None:
     from psycopg import Error, pq
 
     try:
-        results = _results(connection.pgconn, statement.encode())
+        results = results_of(connection.pgconn, statement.encode())
     except Error:  # closed by the server, or by somebody in another thread
         return None
     if any(result.status == pq.ExecStatus.FATAL_ERROR for result in results) or not results:
@@ -170,37 +166,6 @@ def _ask(connection: Any, statement: str) -> list[tuple[str, ...]] | None:
         for result in results
         for row in range(result.ntuples)
     ]
-
-
-def _results(pgconn: Any, statement: bytes) -> list[Any]:
-    # Not `exec_`: that waits for ever. Each call here is short, and one on a connection that somebody closes meanwhile
-    # is an error and no crash.
-    pgconn.send_query(statement)
-    results: list[Any] = []
-    with selectors.DefaultSelector() as selector:
-        selector.register(pgconn.socket, selectors.EVENT_READ)
-        for last_attempt in (False, True):
-            give_up_at = Clock.monotonic() + _PATIENCE
-            while _has_answer(pgconn, selector, give_up_at):
-                if (result := pgconn.get_result()) is None:
-                    return results
-                results.append(result)
-            if not last_attempt:
-                pgconn.get_cancel().cancel()
-    # What is half done cannot be handed out any more: the pool puts another connection in its place.
-    pgconn.finish()
-    return []
-
-
-def _has_answer(pgconn: Any, selector: selectors.BaseSelector, give_up_at: float) -> bool:
-    while True:
-        pgconn.flush()
-        pgconn.consume_input()
-        if not pgconn.is_busy():
-            return True
-        if (left := give_up_at - Clock.monotonic()) <= 0:
-            return False
-        selector.select(left)
 
 
 def _literal(text: str) -> str:

@@ -1,0 +1,67 @@
+"""Which of PgBouncer's clients a connection is, and which backend serves it. Pure.
+
+What cannot be told for certain is not told: an address that is translated between the two is nobody's.
+"""
+
+from __future__ import annotations
+
+from pytest_pgleak.activity import Backend
+from pytest_pgleak.pgbouncer.rows import Address, Client, Console, ServerConnection
+from pytest_pgleak.pgbouncer.through import Through
+
+
+def client_of(console: Console, address: Address, database: str) -> Client | None:
+    """Return the client that is the other end of a connection of this process.
+
+    Args:
+        console: What the console says.
+        address: The connection's own end.
+        database: Its database, by the name that the application uses.
+    """
+    found = [client for client in console.clients if client.address == address and client.database == database]
+    return found[0] if len(found) == 1 else None
+
+
+def server_of(console: Console, client: Client) -> ServerConnection | None:
+    """Return the server connection that a client has at this moment; None for none."""
+    if not client.link:
+        return None
+    found = [server for server in console.servers if server.ptr == client.link and server.link == client.ptr]
+    return found[0] if len(found) == 1 and found[0].pid else None
+
+
+def through(console: Console, client: Client) -> Through:
+    """Show a client."""
+    assert client.address is not None
+    host, port = client.address
+    server = server_of(console, client)
+    return Through(
+        f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+        (console.modes or {}).get((client.database, client.user), ""),
+        server.pid if server is not None else None,
+        client.state == "waiting",
+    )
+
+
+def is_backend_of(backend: Backend, server: ServerConnection, console: Console) -> bool:
+    """Tell whether a row of ``pg_stat_activity`` is the other end of a server connection.
+
+    The pid alone does not say so: it may be that of another server.
+    """
+    name = (console.databases or {}).get(server.database) or server.database
+    if backend.pid != server.pid or backend.datname != name:
+        return False
+    if server.local is None:
+        return backend.client_port in (None, -1)
+    # Not the address: it may be translated on its way. A port that is translated says nothing, and nothing is told.
+    return backend.client_port == server.local[1]
+
+
+def is_own(backend: Backend, console: Console) -> bool:
+    """Tell whether a backend may serve PgBouncer itself: then nobody is to be accused of it.
+
+    Either sign is enough. While it logs in, PgBouncer does not know the pid yet.
+    """
+    pids = {server.pid for server in console.servers}
+    ports = {server.local[1] for server in console.servers if server.local is not None}
+    return backend.pid in pids or backend.client_port in ports
