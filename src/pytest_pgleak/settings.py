@@ -105,8 +105,9 @@ def _dsn(config: pytest.Config) -> tuple[str | None, str]:
 
 def _pgbouncer(config: pytest.Config) -> tuple[str | None, str]:
     given = config.getoption("pgleak_pgbouncer", None)
-    option = "--pgleak-pgbouncer" if given else "pgleak_pgbouncer"
-    return given or config.getini("pgleak_pgbouncer") or None, option
+    if given is None and (given := config.getini("pgleak_pgbouncer")):
+        return given, "pgleak_pgbouncer"
+    return given or None, "--pgleak-pgbouncer"
 
 
 def _reports(config: pytest.Config) -> tuple[Target, ...]:
