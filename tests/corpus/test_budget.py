@@ -358,7 +358,7 @@ def create_app(dsn):
     return app
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def pgleak_app(dsn):
     return create_app(dsn)
 

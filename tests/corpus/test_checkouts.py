@@ -466,7 +466,7 @@ def build(dsn):
     return app
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def pgleak_app(dsn):
     return build(dsn)
 

@@ -222,7 +222,7 @@ def async_router(dependency):
     return router
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def pgleak_app(dsn):
     return build(dsn)
 

@@ -388,7 +388,7 @@ def create_app(dsn):
     return app
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def pgleak_app(db):
     return create_app(db)
 

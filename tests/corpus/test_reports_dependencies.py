@@ -323,7 +323,7 @@ def build(dsn):
     return app
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def pgleak_app(dsn):
     return build(dsn)
 

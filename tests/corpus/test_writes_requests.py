@@ -284,7 +284,8 @@ def lost(path, *kinds):
     return pytest.param(path, marks=expect(*(kinds or ("write-lost",))))
 
 
-@pytest.fixture
+# Once: FastAPI builds it for longer than a test takes.
+@pytest.fixture(scope="session")
 def pgleak_app(db):
     return build(db)
 
@@ -560,11 +561,15 @@ def endpoints(db):
 
     @router.post("/gather/{how}")
     async def gather(how: str, request: Request):
+        committed = asyncio.Event()
+
         async def work(fails):
             async with request.app.state.pool.connection() as conn:
                 await conn.execute(INSERT)
                 if fails:
+                    await committed.wait()  # what is committed after a rollback may be its second attempt
                     raise DomainError(409)
+            committed.set()
 
         await asyncio.gather(work(False), work(how == "swallowed"), return_exceptions=True)
         return {}
