@@ -1,62 +1,325 @@
+"""A server in a container, on a real engine: one for each run, and nothing of it left, whoever is killed."""
+
 from __future__ import annotations
 
 import gc
-from contextlib import suppress
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import ExitStack, suppress
+from hashlib import sha256
 
 import pytest
 
-from pytest_pgleak.servers import Plan, ServerError, ServerRequest, daemon, plan, start
+from pytest_pgleak.servers import Plan, ServerError, ServerRequest, cluster, daemon, plan, start
 
-pytestmark = [
-    pytest.mark.skipif(not daemon.client_installed(), reason="testcontainers is not installed"),
-    pytest.mark.filterwarnings("ignore"),  # testcontainers' own
-]
+IMAGE = os.environ.get("PGLEAK_TEST_IMAGE", "pgleak-test")
+DEADLINE = 20.0  # seconds; what is expected takes less than one
+
+needs_client = pytest.mark.skipif(not daemon.client_installed(), reason="testcontainers is not installed")
+
+JOIN = f"""
+import sys, time
+from pytest_pgleak.servers import ServerRequest, plan, start
+server = start(plan(ServerRequest(server="docker", docker_image={IMAGE!r}, run_id="a run")))
+print(server.dsn, flush=True)
+time.sleep(60)
+"""
+
+SUITE = """
+    import os, pathlib, time, psycopg, pytest
+
+    @pytest.mark.pgleak
+    @pytest.mark.parametrize("number", range(4))
+    def test_it(pgleak_postgres, pgleak_dsn, number):
+        with psycopg.connect(pgleak_dsn) as conn:
+            seen = f"{conn.info.host} {conn.info.port} {conn.info.dbname}"
+        written = pathlib.Path(f"{os.getpid()}.tmp")
+        written.write_text(seen, encoding="utf-8")
+        written.rename(f"{os.getpid()}.seen")
+        assert pgleak_postgres.source == "docker"
+        time.sleep(WAIT)
+"""
 
 
+class Engine:
+    """What a test of this directory has on the Docker daemon."""
+
+    def __init__(self, api, run_dir):
+        self.api = api
+        self.run_dir = run_dir
+
+    def containers(self):
+        """The containers whose lock lies in this test's own directory."""
+        found = self.api.containers(all=True, filters={"label": "pytest-pgleak"})
+        return [each for each in found if each["Labels"]["pytest-pgleak.directory"].startswith(str(self.run_dir.path))]
+
+    def traces(self):
+        return [each["Names"] for each in self.containers()] + self.run_dir.traces()
+
+    def plan(self, run_id=None, image=IMAGE):
+        return plan(ServerRequest(server="docker", docker_image=image, run_id=run_id))
+
+
+@pytest.fixture(scope="session")
+def api():
+    if not daemon.client_installed() or not daemon.answers():
+        pytest.skip(daemon.obstacle())
+    import docker
+
+    with ExitStack() as stack:
+        client = docker.APIClient(**docker.utils.kwargs_from_env(environment=daemon.environment()))
+        stack.callback(client.close)
+        if not client.images(IMAGE):
+            pytest.skip(f"the image {IMAGE} is not there: tests/docker_image/build {sys.executable} {IMAGE}")
+        yield client
+
+
+@pytest.fixture
+def engine(api, run_dir, wait_until):
+    engine = Engine(api, run_dir)
+    yield engine
+    left = wait_until(lambda: not engine.traces(), DEADLINE) or engine.traces()
+    for each in engine.containers():
+        api.remove_container(each["Id"], v=True, force=True)
+    assert left is True
+
+
+@pytest.fixture
+def processes(engine, python):
+    """Start so many processes that share one server; return them with the DSN that each was given."""
+    with ExitStack() as stack:
+
+        def start_all(number):
+            started = [stack.enter_context(python(JOIN)) for _ in range(number)]
+            return [(process, process.stdout.readline().strip()) for process in started]
+
+        yield start_all
+
+
+def reapers(engine, processes_with):
+    found = processes_with(str(engine.run_dir.path)).items()
+    return {pid: line for pid, line in found if "container_reaper_main" in line}
+
+
+def kill(*pids):
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_a_container(engine, query):
+    server = start(engine.plan())
+
+    [container] = engine.containers()
+    assert {port["IP"] for port in container["Ports"] if port.get("PublicPort")} == {"127.0.0.1"}
+    details = engine.api.inspect_container(container["Id"])
+    assert list(details["HostConfig"]["Tmpfs"]) == ["/pgleak"]
+    assert server.owned
+    assert query(server.dsn, "select current_setting('server_version')").split()[0] == server.version
+    assert query(server.dsn, "show data_directory") == "/pgleak/data"
+    for name in ("fsync", "full_page_writes", "synchronous_commit", "autovacuum", "wal_level", "max_connections"):
+        assert query(server.dsn, f"show {name}") == cluster._SETTINGS[name]
+    password = server.dsn.split(":")[2].split("@")[0]
+    assert password not in repr(server)
+    with pytest.raises(Exception, match="password authentication failed"):
+        query(server.dsn.replace(password, "wrong"), "select 1")
+
+    # A child of fork() has nothing to stop.
+    if (pid := os.fork()) == 0:
+        server.stop()
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert query(server.dsn, "select 1") == 1
+
+    server.stop()
+    assert engine.traces() == []
+    server.stop()
+
+
+def test_one_for_all_who_share_it_until_the_last_is_killed(engine, processes, query):
+    started = processes(3)
+    assert len({dsn for _, dsn in started}) == 1
+    assert len(engine.containers()) == 1
+    for process, dsn in started:
+        assert query(dsn, "select 1") == 1
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.parametrize("when", ["reaper", "container"])
+def test_killed_while_it_starts(when, engine, python, wait_until, processes_with):
+    there = {"reaper": lambda: reapers(engine, processes_with), "container": engine.containers}[when]
+    with python(JOIN) as process:
+        assert wait_until(there, DEADLINE)
+        process.send_signal(signal.SIGKILL)
+        assert process.stdout.readline() == ""
+
+
+def test_without_its_reaper_the_owner_removes_it(engine, processes_with):
+    server = start(engine.plan())
+    kill(*reapers(engine, processes_with))
+    server.stop()
+    assert engine.traces() == []
+
+
+def test_what_a_run_left_that_died_with_its_reaper_is_swept_by_the_next(engine, processes, processes_with, query):
+    living = start(engine.plan("another run"))
+    [first] = engine.containers()
+    first_token = first["Labels"]["pytest-pgleak"]
+    [(process, _)] = processes(1)
+    assert len(engine.containers()) == 2
+    kill(process.pid, *(pid for pid, line in reapers(engine, processes_with).items() if first_token not in line))
+    process.wait()
+    assert len(engine.containers()) == 2
+
+    following = start(engine.plan("a third run"))
+    ids = [each["Id"] for each in engine.containers()]
+    assert len(ids) == 2
+    assert first["Id"] in ids
+    assert query(living.dsn, "select 1") == 1
+    following.stop()
+    living.stop()
+
+
+def test_the_reaper_needs_no_lock_where_there_are_none(engine, python, wait_until):
+    # As on Windows: it waits for the end of a pipe.
+    with python(JOIN.replace('run_id="a run"', "plain=True")) as process:
+        port = int(process.stdout.readline().rpartition(":")[2].partition("/")[0])
+
+        def found():
+            everything = engine.api.containers(all=True, filters={"label": "pytest-pgleak"})
+            return [each for each in everything if port in [published.get("PublicPort") for published in each["Ports"]]]
+
+        assert len(found()) == 1
+        process.send_signal(signal.SIGKILL)
+        assert wait_until(lambda: not found(), DEADLINE)
+
+
+def test_an_image_that_cannot_be_pulled(engine):
+    # Nobody is there: connection refused.
+    expected = r"(?s)image 127.0.0.1:1/nothing:1 is not there and cannot be pulled:\n.+\n.*pgleak_docker_image"
+    with pytest.raises(ServerError, match=expected):
+        start(engine.plan(image="127.0.0.1:1/nothing:1"))
+    assert engine.traces() == []
+
+
+def test_a_container_that_ends_shows_its_log(engine, monkeypatch):
+    monkeypatch.setattr(cluster, "container_options", lambda: ["-c", "no_such_option=on"])
+    with pytest.raises(ServerError, match=r"(?s)did not start: exited with 1. The end of its log:\n.*no_such_option"):
+        start(engine.plan())
+    assert engine.traces() == []
+
+
+@pytest.mark.parametrize("how", ["context", "socket of a rootless daemon"])
+def test_a_daemon_that_is_elsewhere(how, engine, monkeypatch, tmp_path):
+    from pytest_pgleak.servers.container_client import ContainerClient
+
+    address = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+    if not address.startswith("unix://"):
+        pytest.skip("needs the daemon's socket")
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    if how == "context":
+        monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+        (tmp_path / "config.json").write_text('{"currentContext": "mine"}')
+        meta = tmp_path / "contexts" / "meta" / sha256(b"mine").hexdigest()
+        meta.mkdir(parents=True)
+        (meta / "meta.json").write_text(
+            json.dumps({"Name": "mine", "Metadata": {}, "Endpoints": {"docker": {"Host": address}}})
+        )
+    else:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+        (tmp_path / "docker.sock").symlink_to(address.removeprefix("unix://"))
+    before = dict(os.environ)
+    engine.plan()
+    client = ContainerClient()
+    try:
+        assert client.api.ping()
+    finally:
+        client.close()
+    assert dict(os.environ) == before
+
+
+@needs_client
+@pytest.mark.filterwarnings("ignore")
 def test_without_a_daemon_the_error_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
     request = ServerRequest(server="docker")
-    with pytest.raises(ServerError, match="no Docker daemon answers"):
+    with pytest.raises(ServerError, match=r"no Docker daemon answers at unix://.*/none.sock \(no such file"):
         plan(request)
 
     # It may also stop between the plan and the start.
-    with pytest.raises(
-        ServerError, match=r"(?s)PostgreSQL in a container did not start: .*Is the Docker daemon running"
-    ):
+    with pytest.raises(ServerError, match=r"(?s)The Docker daemon does not answer: .*DOCKER_HOST"):
         start(Plan("docker", None, "PostgreSQL in a container", request))
-
-    # The Docker SDK leaves the socket of a failed attempt to the garbage collector: let that be here, where warnings
+    # Docker's library leaves the socket of a failed attempt to the garbage collector: let that be here, where warnings
     # are ignored, and not in somebody else's test.
     gc.collect()
 
 
-def test_a_container(query):
-    chosen = None
-    with suppress(ServerError):
-        chosen = plan(ServerRequest(server="docker"))
-    if chosen is None:
-        pytest.skip("no Docker daemon answers")
-    server = start(chosen)
-
-    assert server.owned
-    assert query(server.dsn, "select current_setting('server_version')").split()[0] == server.version
-    server.stop()
-    server.stop()
+@needs_client
+def test_a_daemon_that_says_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(daemon, "_KNOCK_TIMEOUT", 0.2)
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(tmp_path / "silent.sock"))
+        silent.listen()
+        monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/silent.sock")
+        with pytest.raises(ServerError, match=r"silent.sock \(timed out\)"):
+            plan(ServerRequest(server="docker"))
 
 
-def test_options_are_built_without_a_daemon(monkeypatch):
-    from pytest_pgleak.servers import container
-
-    made = []
-    monkeypatch.setattr("testcontainers.core.container.DockerClient", lambda **_: None)
-    monkeypatch.setattr(
-        container._container_class(), "__enter__", lambda self: made.append(self) or self, raising=False
+def pytest_run(pytester, wait, workers=2):
+    pytester.makepyfile(SUITE.replace("WAIT", str(wait)))
+    pytester.makeini(f"[pytest]\npgleak_server = docker\npgleak_docker_image = {IMAGE}\n")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:pytest_asyncio.plugin",
+        "-p",
+        "no:cacheprovider",
+        f"-n{workers}",
+    ]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
 
-    container._run(Plan("docker", None, "", ServerRequest(docker_image="postgres:17")), "secret")
 
-    [one] = made
-    assert one.image == "postgres:17"
-    assert one.tmpfs == {"/pgleak": ""}
-    assert one.env["PGDATA"] == "/pgleak/data"
-    assert one._command.startswith("postgres -c fsync=off")
+def seen_by_workers(pytester):
+    return {int(path.stem): path.read_text(encoding="utf-8").split() for path in pytester.path.glob("*.seen")}
+
+
+def test_pytest_with_workers(engine, pytester):
+    with pytest_run(pytester, 0.2) as process:
+        output = process.communicate(timeout=120)[0]
+    assert "4 passed" in output, output
+    seen = list(seen_by_workers(pytester).values())
+    assert len(seen) == 2
+    assert {host for host, _, _ in seen} == {"127.0.0.1"}
+    assert len({port for _, port, _ in seen}) == 1
+    assert len({database for _, _, database in seen}) == 2
+
+
+@pytest.mark.parametrize("who", ["pytest", "a worker", "everybody"])
+def test_pytest_is_killed(who, engine, pytester, wait_until):
+    workers = 0 if who == "pytest" else 2
+    with pytest_run(pytester, 1 if who == "a worker" else 60, workers) as process:
+        try:
+            assert wait_until(lambda: len(seen_by_workers(pytester)) == (workers or 1), 60)
+            assert len(engine.containers()) == 1
+            if who == "pytest":
+                kill(process.pid)
+            elif who == "a worker":
+                kill(next(iter(seen_by_workers(pytester))))
+            else:
+                os.killpg(process.pid, signal.SIGKILL)
+            output = process.communicate(timeout=60)[0]
+            assert process.returncode
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    if who == "a worker":
+        assert "crashed" in output
+        assert "3 passed" in output, output

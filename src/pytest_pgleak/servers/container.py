@@ -1,121 +1,156 @@
-"""A server in a container, through testcontainers."""
+"""A server in a container: one for each run, its data in memory, gone with the last of its users."""
 
 from __future__ import annotations
 
-import importlib
+import functools
 import secrets
 import time
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from pytest_pgleak.servers import daemon, libpq
+from pytest_pgleak.servers import cluster, container_labels, libpq
+from pytest_pgleak.servers.container_client import ContainerClient, explanation
+from pytest_pgleak.servers.container_reaper import Reaper
 from pytest_pgleak.servers.values import DEFAULT_IMAGE, Plan, RunningServer, ServerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-# It moved in testcontainers 4.15; the old path warns.
-_MODULES = ("testcontainers.community.postgres", "testcontainers.postgres")
+    from pytest_pgleak.servers.rundir import Lease
 
 _DATA = "/pgleak"  # no image declares a volume there, unlike /var/lib/postgresql (18) or .../data (before)
-_COMMAND = (
-    "postgres -c fsync=off -c full_page_writes=off -c synchronous_commit=off -c autovacuum=off -c jit=off"
-    " -c max_connections=200 -c max_prepared_transactions=20 -c wal_level=logical -c max_wal_size=128MB"
-)
+_INITDB = "--encoding=UTF8 --locale=C --no-sync --wal-segsize=1"  # as in `cluster`, as far as 14 to 18 all have it
 _PORT = 5432
-_READY_TIMEOUT = 30.0  # seconds, after testcontainers has already seen the server answer inside
+_READY_TIMEOUT = 60.0  # seconds; usually one
 _POLL = 0.02
 
 
 def start_container(plan: Plan) -> RunningServer:
-    """Run the image, data in memory, and wait until it accepts connections.
-
-    Should this process be killed, testcontainers' own reaper (Ryuk) removes the container.
+    """Run the image and wait until it accepts connections, or join what another process of this run has started.
 
     Raises:
-        ServerError: If testcontainers or the daemon fails.
+        ServerError: There is no daemon, no such image, or the server does not come up; the message has the end of its
+            log.
     """
     libpq.pq()
-    password = secrets.token_urlsafe(16)
-    container = _run(plan, password)
-    stop = _stopper(container)
+    client = ContainerClient()
     try:
-        dsn = f"postgresql://postgres:{quote(password)}@{_host(container)}:{container.get_exposed_port(_PORT)}/postgres"
-        version = _await_ready(dsn)
-    except Exception as error:
-        stop()
-        if isinstance(error, ServerError):
-            raise
-        raise ServerError(_failure(plan, error)) from error
+        start = functools.partial(_start, plan, client)
+        if plan.request.plain:
+            return start([])  # no locks: a container for each process, which its reaper removes when that has ended
+        from pytest_pgleak.servers import rundir, sharing
+
+        parent = rundir.choose_parent(None)
+        if plan.request.run_id is not None:
+            return sharing.share(sharing.Place(parent, None, plan.request.run_id), plan, start)
+        rundir.sweep(parent, None)
+        return start([rundir.create(parent, None)])
+    finally:
+        client.close()
+
+
+def _start(plan: Plan, client: ContainerClient, leases: list[Lease]) -> RunningServer:
+    token, password = secrets.token_hex(8), secrets.token_urlsafe(16)
+    lease = leases[0] if leases else None
+    try:
+        image = client.obtain(plan.request.docker_image or DEFAULT_IMAGE)
+        # Before there is a container, so that none is ever without it.
+        label = f"{container_labels.TOKEN}={token}"
+        reaper = Reaper(lease, label, client.environment, shared=lease is not None and plan.request.run_id is not None)
     except BaseException:
-        stop()
+        if lease is not None:
+            _give_up(lease)
         raise
-    return RunningServer(dsn, version, "docker", f"PostgreSQL {version} {plan.origin}", owned=True, _stop=stop)
-
-
-def _run(plan: Plan, password: str) -> Any:
-    make = _container_class()
-    image = plan.request.docker_image or DEFAULT_IMAGE
     try:
-        container = make(image, username="postgres", password=password, dbname="postgres", driver=None)
-        container.with_env("PGDATA", f"{_DATA}/data").with_command(_COMMAND)
-        if hasattr(container, "with_tmpfs_mount"):
-            container.with_tmpfs_mount(_DATA)
-        # As a context manager it removes a container that did not come up.
-        return container.__enter__()
-    except Exception as error:
-        raise ServerError(_failure(plan, error)) from error
+        container = _run(plan, client, image, token, password, lease)
+        dsn, version = _await_ready(plan, client, container, password)
+        reaper.check()
+    except BaseException:
+        with suppress(ServerError):
+            reaper.stop()
+        raise
+    description = f"PostgreSQL {version} {plan.origin}"
+    stop = functools.partial(_stop, reaper, token)
+    return RunningServer(dsn, version, plan.source, description, owned=True, _stop=stop)
 
 
-def _container_class() -> Any:
-    for name in _MODULES:
-        try:
-            return importlib.import_module(name).PostgresContainer
-        except ImportError:
-            continue
-    raise ServerError('testcontainers cannot be imported.\nInstall it with: pip install "pytest-pgleak[docker]"')
+def _give_up(lease: Lease) -> None:
+    from pytest_pgleak.servers import rundir
+
+    lease.release()
+    rundir.sweep(lease.path.parent, None)
 
 
-def _host(container: Any) -> str:
-    """Where the published port is.
+def _run(plan: Plan, client: ContainerClient, image: str, token: str, password: str, lease: Lease | None) -> str:
+    from docker.errors import DockerException
 
-    On a local daemon that is loopback, which testcontainers uses only if TESTCONTAINERS_HOST_OVERRIDE says so; setting
-    that variable here would reach the containers that the user's own tests start.
-    """
-    return "127.0.0.1" if daemon.is_local() else str(container.get_container_host_ip())
+    # The entry point of the official image understands these, and so do those of the images that are made from it.
+    environment = {
+        "POSTGRES_USER": "postgres",
+        "POSTGRES_PASSWORD": password,
+        "POSTGRES_DB": "postgres",
+        "POSTGRES_INITDB_ARGS": _INITDB,
+        "PGDATA": f"{_DATA}/data",
+    }
+    try:
+        container_labels.sweep(client.api)
+        return client.run(
+            image,
+            ["postgres", *cluster.container_options()],
+            port=_PORT,
+            name=f"pytest-pgleak-{token}",
+            labels=container_labels.labels(token, lease.path if lease else None),
+            environment=environment,
+            tmpfs=_DATA,
+        )
+    except (DockerException, OSError) as error:
+        raise ServerError(_failure(plan, explanation(error))) from None
 
 
-def _await_ready(dsn: str) -> str:
+def _await_ready(plan: Plan, client: ContainerClient, container: str, password: str) -> tuple[str, str]:
+    """Where the server is, and its version, as soon as it accepts a connection."""
+    from docker.errors import DockerException
+
     deadline = time.monotonic() + _READY_TIMEOUT
-    while True:
-        try:
-            with libpq.connected(dsn) as conn:
-                return libpq.version(conn)
-        except ServerError:
-            if time.monotonic() > deadline:
-                raise
-        time.sleep(_POLL)
+    answer = "its port was not published"
+    try:
+        while time.monotonic() < deadline:
+            seen = client.look(container, _PORT)
+            if seen.exit_code is not None:
+                raise ServerError(_failure(plan, f"exited with {seen.exit_code}", client.log_tail(container)))
+            if seen.address is not None:
+                dsn = f"postgresql://postgres:{quote(password)}@{seen.address[0]}:{seen.address[1]}/postgres"
+                try:
+                    with libpq.connected(dsn) as conn:
+                        return dsn, libpq.version(conn)
+                except ServerError as error:
+                    # Until it listens, the daemon's proxy accepts and hangs up.
+                    answer = str(error)
+            time.sleep(_POLL)
+        raise ServerError(
+            _failure(plan, f"not ready after {_READY_TIMEOUT:.0f} s: {answer}", client.log_tail(container))
+        )
+    except (DockerException, OSError) as error:
+        raise ServerError(_failure(plan, explanation(error))) from None
 
 
-def _stopper(container: Any) -> Callable[[], None]:
-    stopped = False
+def _stop(reaper: Reaper, token: str) -> None:
+    if reaper.stop():
+        return
+    from docker.errors import DockerException
 
-    def stop() -> None:
-        nonlocal stopped
-        if stopped:
-            return
-        stopped = True
-        try:
-            container.stop()
-        except Exception as error:
-            raise ServerError(f"The container of the test server could not be removed: {error}") from error
-
-    return stop
+    client = ContainerClient()
+    try:
+        container_labels.remove(client.api, token)
+    except (DockerException, OSError) as error:
+        raise ServerError(f"The container of the test server was not removed: {explanation(error)}") from None
+    finally:
+        client.close()
 
 
-def _failure(plan: Plan, error: Exception) -> str:
+def _failure(plan: Plan, what: str, log: str | None = None) -> str:
+    told = "." if log is None else f". The end of its log:\n{log or '(empty)'}"
     return (
-        f"{plan.description} did not start: {type(error).__name__}: {error}\n"
-        "Is the Docker daemon running, may this user talk to it, and does the image (pgleak_docker_image) exist?\n"
+        f"{plan.description} did not start: {what}{told}\n"
+        "Is it an image of PostgreSQL with the official image's entry point (pgleak_docker_image)?\n"
         "Otherwise use --pgleak-server=embedded or local, or --pgleak-dsn."
     )

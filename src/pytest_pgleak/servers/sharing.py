@@ -64,7 +64,7 @@ def share(place: Place, plan: Plan, start: Callable[[list[rundir.Lease]], Runnin
             try:
                 leases = [lease]
                 server = start(leases)
-                rundir.publish(lease, f"{server.version}\n{leases[-1].path}\n{server.dsn}\n")
+                rundir.publish(lease, _announcement(server, leases[1:]))
             finally:
                 starting.release()
             return server
@@ -75,18 +75,22 @@ def share(place: Place, plan: Plan, start: Callable[[list[rundir.Lease]], Runnin
     raise ServerError(f"The test server that the workers of this run share did not come up in {place.path}.")
 
 
+def _announcement(server: RunningServer, further: list[rundir.Lease]) -> str:
+    # With a password, if there is one: only this user may enter the directory that this comes to lie in.
+    return "".join(f"{line}\n" for line in (server.version, server.dsn, *(lease.path for lease in further)))
+
+
 def _joined(plan: Plan, lease: rundir.Lease, published: str) -> RunningServer | None:
-    version, socket, dsn = published.splitlines()
+    version, dsn, *further = published.splitlines()
     leases = [lease]
-    if Path(socket) != lease.path:
-        if (other := rundir.hold(Path(socket))) is None:
-            lease.release()
-            return None
-        leases.append(other)
 
     def leave() -> None:
         for each in leases:
             each.release()
 
-    description = f"PostgreSQL {version} {plan.origin}"
-    return RunningServer(dsn, version, plan.source, description, owned=True, _stop=leave)
+    for path in further:
+        if (other := rundir.hold(Path(path))) is None:
+            leave()
+            return None
+        leases.append(other)
+    return RunningServer(dsn, version, plan.source, f"PostgreSQL {version} {plan.origin}", owned=True, _stop=leave)
