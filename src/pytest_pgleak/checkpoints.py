@@ -90,13 +90,13 @@ class Judge:
                 the server said at the end of that is the snapshot.
         """
         self._loops.begin()
-        view = self._ledger.view()
-        for connection in view.connections:
-            if (living := connection.facts.reference()) is not None:
-                self._observers.opened(connection.facts, living)
+        standing, in_transaction = self._ledger.standing()
+        for facts in standing:
+            if (living := facts.reference()) is not None:
+                self._observers.opened(facts, living)
         self._observers.begin(self.watched(), self._ledger.known_pids, nothing_between)
         self._prepared.begin()
-        return frozenset(connection.serial for connection in view.connections if connection.in_transaction)
+        return in_transaction
 
     def settling(self, checkpoint: Checkpoint) -> Generator[float, None, Findings]:
         """Judge, with the pauses to make; see `pytest_pgleak.settling.settling`."""

@@ -17,6 +17,8 @@ RawStack = tuple[tuple[CodeType, int], ...]
 """Innermost frame first. Code objects and integers only, so that no local variable is kept alive."""
 
 _DEEPEST: Final = 150
+_OUTERMOST: Final = "pytest_pyfunc_call"
+"""What calls a test function, in pytest, AnyIO and pytest-asyncio alike: outside of it is nobody who opens anything."""
 _INSTALLED: Final = ("site-packages", "dist-packages")
 _THIS_PACKAGE: Final = str(Path(__file__).parent) + os.sep
 _ASGI: Final = str(Path(__file__).with_name("asgi.py"))
@@ -43,7 +45,7 @@ def capture(depth: int = 1) -> RawStack:
     """Record where the caller is.
 
     Walking the frames by hand takes a sixth of what ``traceback.extract_stack`` takes, and most stacks are
-    never shown to anybody.
+    never shown to anybody. Most of the frames under a test are pytest's own, so they are left out.
 
     Args:
         depth: How many innermost frames to leave out.
@@ -52,7 +54,10 @@ def capture(depth: int = 1) -> RawStack:
     stack = []
     parents: list[Any] = []
     for _ in range(_DEEPEST):
-        stack.append((frame.f_code, frame.f_lineno))
+        code = frame.f_code
+        stack.append((code, frame.f_lineno))
+        if code.co_name == _OUTERMOST:
+            break
         outer = frame.f_back
         if outer is None and (outer := _frame_of_parent(parents)) is None:
             break

@@ -98,11 +98,8 @@ class Observers:
             return
         before = {}
         for server, databases in watched.items():
-            rows = self._unexplained(server, databases, known_pids, len(self._before.get(server, ())))
-            if rows is None:
-                before[server] = self._before[server]
-            else:
-                before[server] = frozenset(row.identity for row in rows)
+            strangers = self._strangers(server, databases, known_pids, len(self._before.get(server, ())))
+            before[server] = self._before[server] if strangers is None else strangers
         self._before = before
 
     def new_backends(self, watched: Watched, known_pids: Callable[[], frozenset[int]]) -> tuple[Backend, ...]:
@@ -118,9 +115,11 @@ class Observers:
             if (before := self._before.get(server)) is None:
                 self._after_databases = {}  # not looked at: the next test must
                 continue
-            rows = self._unexplained(server, databases, known_pids, len(before))
-            self._after[server] = before if rows is None else frozenset(row.identity for row in rows)
-            new.extend(row for row in rows or () if row.identity not in before)
+            strangers = self._strangers(server, databases, known_pids, len(before))
+            self._after[server] = before if strangers is None else strangers
+            if strangers is not None and (come := strangers - before):
+                rows = self._ask(server, [pid for pid, _ in come]) or ()
+                new.extend(row for row in rows if row.identity in come)
         # A pooler opens connections when it likes to, and nobody can tell for whom.
         return () if self.servers.has_poolers else self._pgbouncer.without_own(tuple(new))
 
@@ -191,23 +190,20 @@ class Observers:
                 except ObserverError as error:
                     self.servers.give_up(connection.server, error)
 
-    def _unexplained(
+    def _strangers(
         self, server: Server, databases: dict[str, int], known_pids: Callable[[], frozenset[int]], expected: int
-    ) -> tuple[Backend, ...] | None:
-        """Read the backends that this process has not opened; None where the quick look says: as before."""
+    ) -> frozenset[tuple[int, str | None]] | None:
+        """Return the backends that this process has not opened; None where the quick look says: as before."""
         if (observer := self.servers.observer(server)) is None:
-            return ()
+            return frozenset()
         try:
             number, self._has_transaction_ids[server] = observer.count(databases)
             if number == sum(databases.values()) + expected and server in self._before:
                 return None
-            known, own_address = known_pids(), observer.connect().client_addr
-            rows = observer.client_backends(databases)
+            return observer.strangers(databases, known_pids())
         except ObserverError as error:
             self.servers.give_up(server, error)
-            return ()
-        # Others on a shared server come from other machines; what comes from this one may be a subprocess of the test.
-        return tuple(row for row in rows if row.pid not in known and row.client_addr == own_address)
+            return frozenset()
 
     def _ask(self, server: Server, pids: list[int]) -> tuple[Backend, ...] | None:
         if (observer := self.servers.observer(server)) is None:
