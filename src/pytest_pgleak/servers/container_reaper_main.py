@@ -4,8 +4,8 @@
 
 ARGUMENTS is JSON: ``sys_path``, for Docker's library; ``label``, which the container has or is going to have; and
 ``directory``, whose ``alive.lock`` the users hold. It gets that lock when the last of them has let go of it or died.
-Without a directory (Windows) it waits for a line or the end of its standard input instead. On its standard output it reports
-``watching``, and at the end ``removed`` or ``failed`` with a reason.
+Without a directory (Windows) it waits for a line or the end of its standard input instead. On its standard output it
+reports ``watching``, and at the end ``removed`` or ``failed`` with a reason.
 """
 
 from __future__ import annotations
