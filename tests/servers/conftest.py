@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import os
 import pwd
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import psycopg
 import pytest
@@ -101,7 +103,10 @@ def server(any_plan):
 
 @contextmanager
 def run_python(script, *, environment=None, **options):
-    """A Python process that runs `script` with this project and its dependencies importable."""
+    """A Python process that runs `script` with this project and its dependencies importable.
+
+    `prefix` is a command that runs the one that follows it; the rest of the options is for Popen.
+    """
     paths = {Path(pytest_pgleak.__file__).parents[1], Path(psycopg.__file__).parents[1]}
     inherited = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "COVERAGE_PROCESS_START")}
     env = {
@@ -112,7 +117,7 @@ def run_python(script, *, environment=None, **options):
     }
     executable = options.pop("executable", sys.executable)
     process = subprocess.Popen(
-        [executable, "-c", script],
+        [*options.pop("prefix", ()), executable, "-c", script],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
@@ -166,3 +171,21 @@ def nobodys_python():
                 if process.returncode == 0:
                     return executable
     pytest.skip("no Python that the user nobody can run")
+
+
+@pytest.fixture
+def tree():
+    """A copy of the wheel's server, to break or to hide."""
+    try:
+        original = plan(ServerRequest(server="embedded")).bindir.parent
+    except ServerError as error:
+        pytest.skip(str(error))
+    with tempfile.TemporaryDirectory(prefix="servers-test-", dir="/tmp") as name:
+        site = Path(name)
+        site.chmod(0o755)
+        package = site / original.parent.name
+        shutil.copytree(original, package / original.name, ignore=shutil.ignore_patterns("include"))
+        libraries = original.parent.with_name(f"{original.parent.name}.libs")
+        if libraries.is_dir():
+            shutil.copytree(libraries, site / libraries.name)
+        yield SimpleNamespace(bindir=package / original.name / "bin", top=site)

@@ -7,9 +7,7 @@ import shutil
 import signal
 import stat
 import subprocess
-import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -178,6 +176,33 @@ def test_the_next_start_sweeps_what_a_dead_owner_and_supervisor_left(any_plan, r
     assert run_dir.entries() == [foreign.name]
 
 
+def test_the_sweep_takes_only_what_is_provably_ours_and_dead(run_dir):
+    user = privilege.server_user()
+    outside = run_dir.path / "outside"
+    outside.mkdir()
+    (outside / "alive.lock").touch()
+    (run_dir.path / "pgleak-link").symlink_to(outside)
+    linked = run_dir.path / "pgleak-linked-lock"
+    linked.mkdir()
+    (linked / "alive.lock").symlink_to(outside / "alive.lock")
+    (run_dir.path / "pgleak-file").touch()
+    half_made = run_dir.path / "new-pgleak-by-somebody"  # about to be locked, or left when its maker was killed
+    half_made.mkdir()
+    if user is not None:  # only root can make what belongs to a third user
+        of_others = run_dir.path / "pgleak-of-others"
+        of_others.mkdir()
+        (of_others / "alive.lock").touch()
+        os.chown(of_others, user.uid + 1, user.gid)
+    before = run_dir.entries()
+
+    rundir.sweep(run_dir.path, user)
+    assert run_dir.entries() == before
+    os.utime(half_made, (0, 0))
+    rundir.sweep(run_dir.path, user)
+    assert run_dir.entries() == sorted({*before} - {half_made.name})
+    assert (outside / "alive.lock").exists()
+
+
 def test_the_sweep_stops_a_server_that_lost_everybody(any_plan, run_dir, wait_until):
     user = privilege.server_user()
     identity = {"user": user.uid, "group": user.gid, "extra_groups": []} if user else {}
@@ -309,21 +334,3 @@ def test_an_unprivileged_user(owned_plan, run_dir, python, nobodys_python, as_no
     assert errors == ""
     assert output.split()[1:] == [str(as_nobody["user"])]
     assert run_dir.traces() == []
-
-
-@pytest.fixture
-def tree():
-    """A copy of the wheel's server, to break or to hide."""
-    try:
-        original = plan(ServerRequest(server="embedded")).bindir.parent
-    except ServerError as error:
-        pytest.skip(str(error))
-    with tempfile.TemporaryDirectory(prefix="servers-test-", dir="/tmp") as name:
-        site = Path(name)
-        site.chmod(0o755)
-        package = site / original.parent.name
-        shutil.copytree(original, package / original.name, ignore=shutil.ignore_patterns("include"))
-        libraries = original.parent.with_name(f"{original.parent.name}.libs")
-        if libraries.is_dir():
-            shutil.copytree(libraries, site / libraries.name)
-        yield SimpleNamespace(bindir=package / original.name / "bin", top=site)

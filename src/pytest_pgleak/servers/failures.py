@@ -14,6 +14,12 @@ LOG_TAIL = 3000
 """Bytes of a log that are shown."""
 
 _FULL = ("No space left on device", "Disk quota exceeded")
+_ROOM = "a directory with 100 MB free in the environment variable PGLEAK_RUN_DIR"
+_OTHERS = "Try another server: --pgleak-server=embedded, local or docker, or --pgleak-dsn=postgresql://..."
+
+
+class NoRoomError(ServerError):
+    """The disk is full."""
 
 
 def not_started(plan: Plan, what: str, log: str) -> ServerError:
@@ -24,10 +30,12 @@ def not_started(plan: Plan, what: str, log: str) -> ServerError:
         what: What is known of the reason, without the log.
         log: The end of what initdb and postgres wrote.
     """
-    remedy = "Try another server: --pgleak-server=embedded, local or docker, or --pgleak-dsn=postgresql://..."
+    told = f"{plan.description} did not start ({what}). The end of its log:\n{log or '(empty)'}\n"
     if any(words in log or words in what for words in _FULL):
-        remedy = "Name a directory with 100 MB free in the environment variable PGLEAK_RUN_DIR."
-    return ServerError(f"{plan.description} did not start ({what}). The end of its log:\n{log or '(empty)'}\n{remedy}")
+        return NoRoomError(f"{told}Name {_ROOM}.")
+    if not log:  # they always write something, where they can
+        return ServerError(f"{told}If the disk is full, name {_ROOM}. Else:\n{_OTHERS}")
+    return ServerError(f"{told}{_OTHERS}")
 
 
 def python() -> str:

@@ -72,6 +72,8 @@ def _new_directory(parent: Path, user: privilege.OsUser | None) -> rundir.Lease:
 def _with_template(parts: _Parts, start: Callable[[], RunningServer]) -> RunningServer:
     try:
         return start()
+    except failures.NoRoomError:
+        raise  # the template is not to blame
     except ServerError:
         if parts.template is None or not parts.template.path.exists():
             raise
@@ -92,10 +94,14 @@ def _start(parts: _Parts, leases: list[rundir.Lease], *, shared: bool = False) -
         postgres = cluster.postgres_command(bindir, data, leases[-1].path, version, more)
         initdb = [*parts.initdb, "-D", str(data)]
         supervisor = Supervisor(leases, user, parts.template, initdb, postgres, shared=shared)
-    except BaseException:
+    except BaseException as error:
+        if door is not None:
+            door.release_port()
         for lease in leases:
             lease.release()
             rundir.sweep(lease.path.parent, user)
+        if isinstance(error, OSError):
+            raise failures.not_started(plan, str(error), "") from error
         raise
     dsn = conninfo.socket_uri(str(leases[-1].path), *([door.port] if door else []))
     try:

@@ -13,6 +13,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ _MAX_SOCKET_PATH = 103  # bytes: sun_path has 104 on macOS and 108 on Linux, wit
 _SOCKET = "/.s.PGSQL.65535"  # or less: the port of a server that listens on one
 _STARTING = "start.lock"
 _PUBLISHED = "published"
+_BUILDING = f"new-{leftovers.PREFIX}"
+_LONGEST_MAKING = 60.0  # seconds between the making of a directory and its lock, which take 0.1 ms
 
 # Held by this process. At module level, because a handler for fork() can be registered but never removed.
 _held: set[int] = set()
@@ -98,7 +101,7 @@ def create(parent: Path, user: privilege.OsUser | None) -> Lease:
         ServerError: If it cannot be made.
     """
     with _explained(parent):
-        building = Path(tempfile.mkdtemp(prefix="new-pgleak-", dir=parent))
+        building = Path(tempfile.mkdtemp(prefix=_BUILDING, dir=parent))
         fd = _locked(building / leftovers.LOCK, fcntl.LOCK_SH)
         # Renamed only now: a sweep that saw it unlocked would take it for a leftover.
         path = parent / building.name.removeprefix("new-")
@@ -125,7 +128,7 @@ def claim(parent: Path, user: privilege.OsUser | None, name: str) -> tuple[Lease
     """
     path = parent / f"{leftovers.PREFIX}{name}"
     with _explained(parent):
-        building = Path(tempfile.mkdtemp(prefix="new-pgleak-", dir=parent))
+        building = Path(tempfile.mkdtemp(prefix=_BUILDING, dir=parent))
         fd = _locked(building / leftovers.LOCK, fcntl.LOCK_SH)
         starting = _locked(building / _STARTING, fcntl.LOCK_EX)
         try:
@@ -238,11 +241,13 @@ def socket_lease(run_dir: Path, user: privilege.OsUser | None) -> Lease | None:
 def sweep(parent: Path, user: privilege.OsUser | None) -> None:
     """Remove what owners that died together with their supervisor left in `parent` (power loss, a killed container)."""
     ours = {os.geteuid()} | ({user.uid} if user else set())
-    for path in parent.glob(f"{leftovers.PREFIX}*"):
-        with suppress(OSError):
-            info = path.lstat()
-            if stat.S_ISDIR(info.st_mode) and info.st_uid in ours:
-                _sweep_one(path)
+    finished = time.time() - _LONGEST_MAKING
+    for pattern, before in ((f"{leftovers.PREFIX}*", None), (f"{_BUILDING}*", finished)):
+        for path in parent.glob(pattern):
+            with suppress(OSError):
+                info = path.lstat()
+                if stat.S_ISDIR(info.st_mode) and info.st_uid in ours and (before is None or info.st_mtime < before):
+                    _sweep_one(path)
 
 
 def _sweep_one(path: Path) -> None:
