@@ -12,7 +12,7 @@ COMPAT_READY = $(COMPAT_VENV)/.ready
 
 BENCH ?=
 
-.PHONY: help test bench compat compat-docs compat-docs-check fuzz demo lint types docs docs-check check clean
+.PHONY: help test bench compat compat-docs compat-docs-check fuzz demo demo-live lint types docs docs-check check clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -60,6 +60,9 @@ bench: $(COMPAT_READY)  ## what a check costs, how fast a server is there, besid
 demo: $(READY)  ## run the demo: first the correct applications, then the leaky ones with their failures
 	$(BIN)/python -m demo_app.run_demo
 
+demo-live: $(READY)  ## the demo as it runs in production: served by uvicorn, with the same findings as in process
+	$(BIN)/python -m demo_app.run_live
+
 lint: $(READY)  ## ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -73,7 +76,7 @@ docs: $(READY)  ## paste fresh output into README.md and docs/
 docs-check: $(READY)  ## fail if the output in README.md or docs/ is stale
 	$(BIN)/python docs/examples.py --check
 
-check: lint types docs-check test demo compat compat-docs-check  ## everything
+check: lint types docs-check test demo demo-live compat compat-docs-check  ## everything
 
 clean:  ## remove what make has made
 	rm -rf .venv .venv-compat build dist .mypy_cache .pytest_cache .ruff_cache

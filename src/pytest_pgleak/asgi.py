@@ -37,6 +37,7 @@ class AsgiTracking:
         next_request: Returns the ordinal of a new request within the running test.
         loops: Is told in which event loops the application runs.
         lifespan_ended: Awaited in the application's own event loop when a shutdown has completed.
+        sender: Reads from the scope of a request which one of whose it is; None where that does not say so.
     """
 
     def __init__(
@@ -45,7 +46,9 @@ class AsgiTracking:
         next_request: Callable[[], int],
         loops: EventLoops,
         lifespan_ended: Callable[[Owner], Awaitable[None]],
+        sender: Callable[[Scope], tuple[int, Owner] | None] = lambda _scope: None,
     ) -> None:
+        self._sender = sender
         self._lifespan_ended = lifespan_ended
         self._loops = loops
         self._ownership = ownership
@@ -128,7 +131,9 @@ class AsgiTracking:
 
     async def _request(self, app: App, scope: Scope, receive: Receive, send: Send) -> None:
         __tracebackhide__ = True
-        request = Request(self._next_request(), scope.get("method", "WEBSOCKET"), scope["path"])
+        ordinal, owner = self._sender(scope) or (self._next_request(), None)
+        request = Request(ordinal, scope.get("method", "WEBSOCKET"), scope["path"])
+        request.owner = owner.serial if owner is not None else self._ownership.active.serial
         request.task = current_task()
         request.learn = functools.partial(self._learn, scope, request)
 
@@ -141,7 +146,7 @@ class AsgiTracking:
                 request.answered = True
 
         self._loops.requests.add(request)
-        with self._ownership.in_request(request):
+        with self._ownership.in_request(request, owner):
             try:
                 await app(scope, receive, sending)
             except BaseException:

@@ -86,6 +86,7 @@ class Finding:
         over: How many connections were open at once, and who held them.
         taken: Where a session took the connection, that was made at the origin.
         written_with: How one writes with the library what the fix asks for; None for that library's usual way.
+        process: Process number of the worker of a live server in which it was found; None for this process.
     """
 
     kind: str
@@ -118,6 +119,7 @@ class Finding:
     over: OverLimit | None = None
     taken: Frame | None = None
     written_with: Words | None = None
+    process: int | None = None
 
     @property
     def headline(self) -> str:

@@ -6,15 +6,16 @@ import functools
 import inspect
 from collections.abc import Callable, Sequence
 from types import CodeType
-from typing import Any, Final
-
-import pytest
+from typing import TYPE_CHECKING, Any, Final
 
 from pytest_pgleak.frames import RawStack
 from pytest_pgleak.guardians import is_held, lifespan_functions, opened_inside, shuts_down
 from pytest_pgleak.isolation import code_of, nested_codes, rolls_back
 from pytest_pgleak.owners import Owner
 from pytest_pgleak.ownership import Ownership
+
+if TYPE_CHECKING:
+    import pytest
 
 _CONNECT_TO_NOTHING: Final = frozenset(
     f"_pytest.{name}" for name in ("tmpdir", "monkeypatch", "capture", "logging", "recwarn")
@@ -155,7 +156,7 @@ class FixtureOwners:
         self,
         target: object,
         stack: RawStack,
-        item: pytest.Item,
+        item: pytest.Item | None,
         around: Sequence[object] = (),
         *,
         is_lent: bool = False,
@@ -165,7 +166,7 @@ class FixtureOwners:
         Args:
             target: The connection or the pool.
             stack: Where it was opened.
-            item: The test.
+            item: The test; None where it runs in another process.
             around: What holds it without being able to close it.
             is_lent: Whether it is a pool's connection, checked out. A fixture that has used its pool before the test
                 may still have that connection in a variable, long since given back.
@@ -256,7 +257,7 @@ def is_xunit(owner: Owner) -> bool:
     return (owner.fixturename or "").startswith(("_xunit_setup_", "_unittest_set"))
 
 
-def _xunit_teardown(owner: Owner, item: pytest.Item) -> Callable[..., Any] | None:
+def _xunit_teardown(owner: Owner, item: pytest.Item | None) -> Callable[..., Any] | None:
     """Return the user's teardown function behind one of pytest's fixtures for xunit-style set-ups."""
     name = owner.fixturename or ""
     if not name.startswith("_xunit_setup_"):

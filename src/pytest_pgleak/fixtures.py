@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from starlette.testclient import TestClient
 
     from pytest_pgleak.leak_tracker import LeakTracker
+    from pytest_pgleak.live.server import LiveServer
+    from pytest_pgleak.live.servers import LiveServers
     from pytest_pgleak.postgres import Postgres
 
 
@@ -71,6 +73,25 @@ def pgleak_sync_client(pgleak_app: Any, request: pytest.FixtureRequest) -> Itera
 
     with sync_client(pgleak_app, get_state(request.config).asgi) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def pgleak_live(request: pytest.FixtureRequest) -> LiveServers:
+    """What starts your application as a real server, in a block: call it, as ``pgleak_live("app.main:app")``."""
+    from pytest_pgleak.live.servers import live_servers
+    from pytest_pgleak.plugin import get_state
+
+    return live_servers(get_state(request.config), request)
+
+
+@pytest.fixture(scope="session")
+def pgleak_live_server(pgleak_live: LiveServers) -> Iterator[LiveServer]:
+    """The server that ``pgleak_live_command`` starts, with ``.client()`` and ``.async_client()``.
+
+    Override it to start it yourself, in a scope of your own.
+    """
+    with pgleak_live() as server:
+        yield server
 
 
 @pytest.fixture

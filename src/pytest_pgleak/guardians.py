@@ -13,12 +13,13 @@ import types
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Final
-
-import pytest
+from typing import TYPE_CHECKING, Any, Final
 
 from pytest_pgleak.frames import RawStack
 from pytest_pgleak.isolation import code_of, mentions, nested_codes
+
+if TYPE_CHECKING:
+    import pytest
 
 _MOST_OBJECTS: Final = 50_000
 _CLOSING: Final = ("close", "dispose", "putconn", "terminate", "exit", "shutdown", "stop", "disconnect")

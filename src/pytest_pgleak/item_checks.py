@@ -20,7 +20,7 @@ from pytest_pgleak.isolation import finishes_prepared, is_installed, is_own, rol
 from pytest_pgleak.kinds import COMMIT_AFTER_RESPONSE, TRANSACTION_LEFT_OPEN
 from pytest_pgleak.owners import Owner
 from pytest_pgleak.prepared.left import LeftPrepared
-from pytest_pgleak.process_lifetime import ProcessLifetime, opening_stack, target_of
+from pytest_pgleak.process_lifetime import ProcessLifetime, opening_stack, pool_around, target_of
 from pytest_pgleak.reporting import LeaksFound, entries_of_verdicts, plain
 from pytest_pgleak.settings import MarkerSettings
 from pytest_pgleak.settling import Findings, settle, settle_async
@@ -84,6 +84,8 @@ class ItemCheck:
         if self._marker.max_connections is not None:
             counts = functools.partial(self._fixtures.is_part_of, self._item, self.owner)
             state.budget.begin(self._marker.max_connections, counts)
+        if state.live is not None:
+            state.live.begin(self.owner)
         self._wrap_coroutine_function()
 
     def end_call(self, failed: bool) -> Verdicts:
@@ -98,7 +100,8 @@ class ItemCheck:
             if not self._judged_in_loop:
                 checkpoint = self._after_call()
                 findings = settle(self._settling(checkpoint))
-                self._call_verdicts += self._tell((*findings, *self._over_limit()), checkpoint.view)[0]
+                in_workers = settle(self._settling_in_workers(checkpoint.question, ends_call=True))
+                self._call_verdicts += self._tell((*findings, *in_workers, *self._over_limit()), checkpoint.view)[0]
         finally:
             # Also after a timeout or Ctrl-C in the middle of it: what comes next is not this test's.
             self._unwrap_coroutine_function()
@@ -133,7 +136,11 @@ class ItemCheck:
         )
         checkpoint = Checkpoint(question, self.grace, keep=self._belongs_to_teardown)
         findings = settle(self._settling(checkpoint))
-        self._teardown_verdicts += self._tell(findings, checkpoint.view)[0]
+        if self.owner is not None:
+            # What its requests still held at the end of the call phase is judged now.
+            question = replace(question, ended=question.ended | {self.owner.serial})
+        in_workers = settle(self._settling_in_workers(question, ends_call=False))
+        self._teardown_verdicts += self._tell((*findings, *in_workers), checkpoint.view)[0]
         return self._teardown_verdicts
 
     async def judge_lifespan(self, lifespan: Owner) -> None:
@@ -201,12 +208,19 @@ class ItemCheck:
     def _settling(self, checkpoint: Checkpoint) -> Generator[float, None, Findings]:
         return beside_the_timeout(self._state.judge.settling(checkpoint), self._item, checkpoint.grace)
 
+    def _settling_in_workers(self, question: Question, *, ends_call: bool) -> Generator[float, None, Findings]:
+        """Judge what the requests have left in the workers of live servers."""
+        if (live := self._state.live) is None:
+            return ()
+        return (yield from beside_the_timeout(live.judging(question, self.grace, ends_call), self._item, self.grace))
+
     async def _judge_in_loop(self) -> None:
         self._judged_in_loop = True
         try:
             checkpoint = self._after_call()
             findings = await settle_async(self._settling(checkpoint))
-            verdicts, later = self._tell((*findings, *self._over_limit()), checkpoint.view)
+            in_workers = await settle_async(self._settling_in_workers(checkpoint.question, ends_call=True))
+            verdicts, later = self._tell((*findings, *in_workers, *self._over_limit()), checkpoint.view)
             self._call_verdicts += verdicts
             for heal in later:
                 await heal()
@@ -307,7 +321,7 @@ class ItemCheck:
             return False
         key = (finding.subject, finding.serial)
         if key not in self._guarded:
-            around, is_lent = _pool_around(finding), finding.subject == "checkout"
+            around, is_lent = pool_around(finding), finding.subject == "checkout"
             stack = opening_stack(finding, view)
             guardian = self._fixtures.guardian_of(target, stack, self._item, around, is_lent=is_lent)
             if guardian is None and is_held(target, pending_finalizers(self._item), around):
@@ -356,10 +370,15 @@ class ItemCheck:
         findings = tuple(findings)
         repeated = tuple(finding for finding in findings if finding.is_repeated)
         verdicts = self.sort(finding for finding in findings if not finding.is_repeated)
-        state.judge.settled(findings)
+        here = tuple(finding for finding in findings if finding.process is None)
+        state.judge.settled(here)
         if verdicts.told:
             self._item.ihook.pytest_pgleak_findings(item=self._item, findings=verdicts.told)
-        return verdicts, state.healer.heal(replace(verdicts, warning=(*verdicts.warning, *repeated)), view)
+        if state.live is not None and len(here) < len(findings):
+            state.live.told(replace(verdicts, warning=(*verdicts.warning, *repeated)))
+        return verdicts, state.healer.heal(
+            replace(verdicts, warning=(*verdicts.warning, *repeated)).of_process(None), view
+        )
 
     def sort(self, findings: Iterable[Finding]) -> Verdicts:
         """Sort findings by what the marker and the settings say."""
@@ -368,12 +387,3 @@ class ItemCheck:
     def entries(self, verdicts: Verdicts) -> list[dict[str, Any]]:
         """Return the summary's form of findings."""
         return entries_of_verdicts(verdicts, self._item.nodeid, self._item.config.rootpath)
-
-
-def _pool_around(finding: Finding) -> tuple[object, ...]:
-    """Return the pool of a checkout: it may know whom it has lent a connection to, and cannot give it back for him."""
-    if finding.subject != "checkout" or finding.pool is None:
-        return ()
-    facts = finding.pool.facts
-    pool = facts.reference()
-    return () if pool is None else (facts.library.itself(pool),)

@@ -47,6 +47,11 @@ INI = (
         "string",
         "what pgleak_dsn and pgleak_fresh_dsn have in them: a file of SQL, or module:callable that takes a DSN",
     ),
+    (
+        "pgleak_live_command",
+        "string",
+        "what starts pgleak_live_server, as `DATABASE_URL={dsn} uvicorn app.main:app --workers 2`",
+    ),
     ("pgleak_terminate", "bool", "terminate leaked backends in databases that pgleak did not create (default: false)"),
 )
 

@@ -25,11 +25,12 @@ class Ownership:
 
     Args:
         background: Knows which threads and tasks are somebody else's.
+        first_serial: Serial of the first owner that is made here; another process has made others.
     """
 
-    def __init__(self, background: Background) -> None:
+    def __init__(self, background: Background, first_serial: int = 1) -> None:
         self.background = background
-        self._serials = itertools.count(1)
+        self._serials = itertools.count(first_serial)
         self.session = Owner(0, "session")
         self._stack: list[Owner] = [self.session]
         self._ended: list[Owner] = []
@@ -145,9 +146,14 @@ class Ownership:
             self._context_owner.reset(token)
 
     @contextmanager
-    def in_request(self, request: Request) -> Iterator[None]:
-        """Charge what this context does to a request, and to whoever is active rather than to a lifespan."""
-        owner_token = self._context_owner.set(None)
+    def in_request(self, request: Request, owner: Owner | None = None) -> Iterator[None]:
+        """Charge what this context does to a request, and to whoever is active rather than to a lifespan.
+
+        Args:
+            request: The request.
+            owner: Who has sent it, where that is known; None for whoever is active.
+        """
+        owner_token = self._context_owner.set(owner)
         token = self._request.set(request)
         try:
             yield

@@ -14,6 +14,8 @@ from pytest_pgleak.fixtures import (  # noqa: F401 - pytest collects fixtures fr
     pgleak_client,
     pgleak_dsn,
     pgleak_fresh_dsn,
+    pgleak_live,
+    pgleak_live_server,
     pgleak_postgres,
     pgleak_sync_client,
 )

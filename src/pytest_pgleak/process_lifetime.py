@@ -15,9 +15,7 @@ import sys
 import types
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any, Final
-
-import pytest
+from typing import TYPE_CHECKING, Any, Final
 
 from pytest_pgleak.findings import Finding
 from pytest_pgleak.fixture_owners import FixtureOwners, is_xunit
@@ -28,6 +26,9 @@ from pytest_pgleak.module_globals import variable_holding
 from pytest_pgleak.owners import Owner
 from pytest_pgleak.ownership import Ownership
 from pytest_pgleak.views import View
+
+if TYPE_CHECKING:
+    import pytest
 
 _SUBJECTS: Final = ("connection", "checkout", "pool")
 _TRIGGERS: Final = ("call", "block", "fixture")
@@ -47,13 +48,13 @@ class ProcessLifetime:
         self._ownership = ownership
         self._fixtures = fixtures
 
-    def owner_of(self, finding: Finding, view: View, item: pytest.Item) -> Owner | None:
+    def owner_of(self, finding: Finding, view: View, item: pytest.Item | None) -> Owner | None:
         """Return the process as the owner of something that is still open, where it is a global variable's.
 
         Args:
             finding: About a connection, a checkout or a pool.
             view: The ledger as it was judged.
-            item: The test.
+            item: The test; None where it runs in another process.
         """
         if finding.subject not in _SUBJECTS or not finding.can_heal or finding.owner.what not in _TRIGGERS:
             return None
@@ -91,7 +92,7 @@ class ProcessLifetime:
         variable = variable_holding(target, stack, is_pool=is_pool, is_lifespans=self._is_lifespans)
         return None if variable is None else self._ownership.process(variable)
 
-    def _own_codes(self, finding: Finding, item: pytest.Item) -> set[types.CodeType]:
+    def _own_codes(self, finding: Finding, item: pytest.Item | None) -> set[types.CodeType]:
         """Return the code of the test or of the fixture at work, and of the test's class."""
         if finding.owner.what == "fixture":
             return self._fixtures.codes_of(finding.owner) | _class_codes(item)
@@ -122,6 +123,15 @@ def target_of(finding: Finding) -> Any:
     return None if facts is None else facts.reference()
 
 
+def pool_around(finding: Finding) -> tuple[object, ...]:
+    """Return the pool of a checkout: it may know whom it has lent a connection to, and cannot give it back for him."""
+    if finding.subject != "checkout" or finding.pool is None:
+        return ()
+    facts = finding.pool.facts
+    pool = facts.reference()
+    return () if pool is None else (facts.library.itself(pool),)
+
+
 def opening_stack(finding: Finding, view: View) -> RawStack:
     """Return the whole stack with which the thing of a finding was opened, or checked out."""
     if finding.subject == "pool":
@@ -147,7 +157,7 @@ def _stores(codes: Iterable[types.CodeType], variable: str) -> bool:
     )
 
 
-def _class_codes(item: pytest.Item) -> set[types.CodeType]:
+def _class_codes(item: pytest.Item | None) -> set[types.CodeType]:
     """Return the code of a test class, set-up and tear-down of xunit style included."""
     classes = getattr(getattr(item, "cls", None), "__mro__", ())
     members = (getattr(each, "__func__", each) for base in classes for each in list(vars(base).values()))

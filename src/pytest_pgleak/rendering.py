@@ -92,6 +92,11 @@ def relative(filename: str, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else filename
 
 
+def without_passwords(text: str) -> str:
+    """Leave out what stands where a password would."""
+    return _PASSWORD.sub(lambda match: (match[1] or match[2]) + "…", text)
+
+
 def _finding(finding: Finding, others: Sequence[Finding], root: Path) -> list[Line]:
     times = f" ({len(others) + 1} times)" if others else ""
     lines = [Line(f"[{finding.kind}] {finding.headline}{times}", "kind")]
@@ -155,7 +160,7 @@ def _origin(finding: Finding, root: Path) -> list[Line]:
     lines = [_line(sentences.verb(finding), f"{where:<40} {context}".rstrip() if context else where)]
     source = linecache.getline(finding.origin.filename, finding.origin.lineno).strip()
     if source:
-        shown = _PASSWORD.sub(lambda match: (match[1] or match[2]) + "…", source)
+        shown = without_passwords(source)
         lines.append(Line(" " * (_LABEL + 6) + shown, "source"))
     callers = [place(frame, root) for frame in finding.stack[1 : 1 + _CALLERS]]
     # Who came first is not to blame for what belongs to the process.

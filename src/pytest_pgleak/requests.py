@@ -27,6 +27,7 @@ class Request:
         dependencies: Name of each FastAPI dependency of the route, by its code object.
         task: The asyncio task that answers it, weakly.
         overrides: Code objects of the functions in ``dependency_overrides``.
+        owner: Serial of whoever has sent it.
         learn: Reads what the framework has found out since; set while the request goes on.
     """
 
@@ -43,6 +44,7 @@ class Request:
     dependencies: dict[CodeType, str] = field(default_factory=dict)
     task: weakref.ref[Any] | None = None
     overrides: frozenset[CodeType] = frozenset()
+    owner: int = 0
     learn: Callable[[], None] | None = None
 
     def refresh(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -115,6 +116,8 @@ class Session:
             finally:
                 self.state.checking = self.fixtures.watching = False
                 self.state.current_check = None
+                if self.state.live is not None:
+                    self._guarded(item, functools.partial(self.state.live.forget, ended))
                 for owner in ended:
                     self.state.ledger.forget_owner(owner.serial)
                     self.state.sessions.forget_owner(owner.serial)
@@ -202,7 +205,9 @@ class Session:
 
     def _end_teardown(self, item: pytest.Item, check: ItemCheck | None, ended: tuple[Owner, ...], failed: bool) -> None:
         __tracebackhide__ = True
-        if check is None and any(self.fixtures.is_watched(owner) for owner in ended):
+        live = self.state.live
+        is_left = any(self.fixtures.is_watched(owner) for owner in ended) or (live is not None and live.has_findings)
+        if check is None and is_left:
             # A fixture that checked tests have used ends with one that is not checked.
             check = ItemCheck(self.state, self.fixtures, item, MarkerSettings())
         if check is not None:
@@ -237,6 +242,8 @@ class Session:
         # What an unchecked test opens is its own, neither the session's nor the next test's.
         owner = item.stash[CALL_OWNER] = self.state.ownership.begin("call", item.nodeid)
         self.state.ownership.push(owner)
+        if self.state.live is not None:
+            self._guarded(item, functools.partial(self.state.live.begin, owner))
         try:
             yield
         finally:

@@ -55,6 +55,7 @@ class Settings:
     docker_image: str | None = None
     tcp: bool = False
     schema: str | None = None
+    live_command: str | None = None
     terminate: bool = False
     reports: tuple[Target, ...] = ()
 
@@ -90,6 +91,7 @@ def read_settings(config: pytest.Config) -> Settings:
         docker_image=config.getini("pgleak_docker_image") or None,
         tcp=config.getoption("pgleak_tcp", False) or config.getini("pgleak_tcp"),
         schema=config.getini("pgleak_schema") or None,
+        live_command=config.getini("pgleak_live_command") or None,
         terminate=config.getini("pgleak_terminate"),
         reports=_reports(config),
     )

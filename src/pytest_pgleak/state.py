@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from pytest_pgleak.clients import HostedApp
     from pytest_pgleak.item_checks import ItemCheck
     from pytest_pgleak.libraries.registry import LibraryTracker
+    from pytest_pgleak.live.servers import LiveServers
     from pytest_pgleak.owners import Owner
     from pytest_pgleak.patching import Switch
 
@@ -101,6 +102,8 @@ class State:
         """Why findings may be missing, through no fault of the tests."""
         self.checking = False
         self.current_check: ItemCheck | None = None
+        self.live: LiveServers | None = None
+        """The live servers, from when a fixture first asks for them."""
         self.own_databases: set[str] = set()
         # The worker's database, and the one that it is a copy of.
         self.templates: dict[str, str] = {}
@@ -140,6 +143,8 @@ class State:
 
     def close(self) -> None:
         """Put everything back as it was."""
+        if self.live is not None:
+            self.live.close()
         for patch in reversed(self._patches):
             patch.off()
         self._patches.clear()
@@ -195,7 +200,9 @@ class State:
 
     def _may_be_ours(self, backend: Backend) -> bool:
         # With xdist, what is new in a database that is not ours is as likely another worker's.
-        return not hasattr(self.config, "workerinput") or backend.datname in self.own_databases
+        if hasattr(self.config, "workerinput") and backend.datname not in self.own_databases:
+            return False
+        return self.live is None or not self.live.owns(backend)
 
     def _witness(self, facts: ConnectionFacts, connection: Any, wait: bool) -> Backend | None:
         # Unchecked tests must not pay for a look that nobody will read.

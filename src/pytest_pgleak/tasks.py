@@ -40,6 +40,11 @@ class EventLoops:
         with contextlib.suppress(RuntimeError):  # trio: it keeps its own tasks from outliving anything
             self._loops.add(asyncio.get_running_loop())
 
+    @property
+    def running(self) -> Any:
+        """An event loop that runs now; None where there is none. May be asked from any thread."""
+        return next((loop for loop in list(self._loops) if loop.is_running()), None)
+
     def begin(self) -> None:
         """Remember the tasks that run before a test: they are nothing to wait for at its end."""
         self._before = weakref.WeakSet(self._tasks())

@@ -35,6 +35,11 @@ class Verdicts:
         """Join the verdicts of two checkpoints."""
         return Verdicts(self.failing + other.failing, self.warning + other.warning, self.known + other.known)
 
+    def of_process(self, process: int | None) -> Verdicts:
+        """Leave out what was found in other processes."""
+        kinds = (self.failing, self.warning, self.known)
+        return Verdicts(*(tuple(each for each in kind if each.process == process) for kind in kinds))
+
     @property
     def told(self) -> tuple[Finding, ...]:
         """What the user is told one by one."""

@@ -1,0 +1,125 @@
+"""A worker's end of the conversation: a thread that does what pytest asks, beside the application."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from multiprocessing.connection import Client, Connection
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+from pytest_pgleak.clock import Clock
+from pytest_pgleak.libraries.registry import LibraryTracker
+from pytest_pgleak.live.journal import Journal
+from pytest_pgleak.live.wire import (
+    Begin,
+    Done,
+    Fault,
+    Forget,
+    Hello,
+    Judge,
+    Judged,
+    Pids,
+    Rules,
+    Serving,
+    Told,
+    dumps,
+    loads,
+)
+from pytest_pgleak.live.worker_checks import WorkerChecks
+from pytest_pgleak.live.worker_state import WorkerState
+from pytest_pgleak.own_thread import OwnThread
+from pytest_pgleak.owners import Owner
+
+RULES: Final = "rules"
+"""File with the settings, in the directory of a server."""
+SOCKET: Final = "socket"
+_PATIENCE: Final = 15.0
+"""Seconds that a process goes on when pytest has gone: the supervisor ends it sooner, in good order."""
+
+
+class Agent:
+    """Connects a process with pytest.
+
+    Args:
+        directory: The server's.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self._journal = Journal(directory)
+        rules: Rules = loads((Path(directory) / RULES).read_bytes())
+        self._state = WorkerState(rules, self._fault, self._lifespan_ended, self._serving)
+        self._checks = WorkerChecks(self._state)
+        self._connection: Connection[Any, Any] = Client(f"{directory}/{SOCKET}", family="AF_UNIX")
+        self._one_at_a_time = threading.Lock()
+
+    def start(self) -> None:
+        """Say hello, and begin to listen."""
+        self._send(Hello(os.getpid()))
+        OwnThread(self._listen).start()
+
+    def watch(self, library: LibraryTracker, module: ModuleType) -> None:
+        """Start to watch a library that has been imported."""
+        self._state.watch(library, module)
+
+    def starlette_imported(self, applications: ModuleType) -> None:
+        """Start to follow requests."""
+        self._state.patch(lambda: self._state.asgi.starlette_patch(applications), applications)
+
+    def abandon(self) -> None:
+        """Let go of everything in a child of ``fork()``: the connections are the parent's, the thread is not here."""
+        self._state.close()
+        self._connection.close()
+        self._journal.close()
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                message = loads(self._connection.recv_bytes())
+            except (EOFError, OSError):
+                break
+            try:
+                answer = self._answer(message)
+            except Exception:  # noqa: BLE001 - a fault of the plugin is reported as one
+                self._state.fault(f"the answer to {type(message).__name__}")
+                answer = Done()
+            if not self._send(answer):
+                break
+        Clock.sleep(_PATIENCE)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def _answer(self, message: object) -> object:
+        if isinstance(message, Begin):
+            self._checks.begin(message)
+        elif isinstance(message, Judge):
+            return Judged(self._checks.judge(message))
+        elif isinstance(message, Told):
+            self._checks.told(message)
+        elif isinstance(message, Forget):
+            self._checks.forget(message.owners)
+        elif isinstance(message, Pids):
+            return Pids(self._state.ledger.known_pids())
+        return Done()
+
+    def _send(self, message: object) -> bool:
+        try:
+            with self._one_at_a_time:
+                self._connection.send_bytes(dumps(message))
+        except OSError:
+            return False
+        return True
+
+    def _serving(self) -> None:
+        self._send(Serving())
+
+    def _fault(self, text: str) -> None:
+        self._journal.write(Fault(text))
+
+    async def _lifespan_ended(self, lifespan: Owner) -> None:
+        try:
+            if findings := await self._checks.judge_lifespan(lifespan):
+                self._journal.write(Judged(findings))
+        except Exception:  # noqa: BLE001 - a fault of the plugin must not fail the application's shutdown
+            self._state.fault("the check of a lifespan")

@@ -1,0 +1,215 @@
+"""A server of the user's application, and clients on it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import socket
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from pytest_pgleak.clock import Clock
+from pytest_pgleak.live.agent import RULES
+from pytest_pgleak.live.command import HOST, Command, LiveServerError, read_command
+from pytest_pgleak.live.process import ServerProcess
+from pytest_pgleak.live.wire import HEADER, PROBE, VARIABLE, Rules, dumps
+from pytest_pgleak.live.workers import Workers
+from pytest_pgleak.rendering import without_passwords
+
+if TYPE_CHECKING:
+    import httpx
+
+_BOOTSTRAP: Final = str(Path(__file__).with_name("bootstrap"))
+_POLL: Final = 0.02
+_LOG_TAIL: Final = 3000
+_STRAGGLERS: Final = 5.0
+"""Seconds that the other workers may take when one answers."""
+
+
+class LiveServer:
+    """A running server.
+
+    Args:
+        text: The command, as the user has written it.
+        values: What stands for its placeholders; the port is added.
+        environment: Variables for it, beside those of pytest.
+        cwd: Where it runs.
+        rules: The settings.
+        tag: Returns the header of a request that is sent now.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        values: Mapping[str, str],
+        environment: Mapping[str, str],
+        cwd: Path,
+        rules: Rules,
+        tag: Callable[[], str],
+    ) -> None:
+        self._tag = tag
+        self.port = _free_port()
+        self.command: Command = read_command(text, {**values, "host": HOST, "port": str(self.port)}, sys.executable)
+        self.url = f"http://{HOST}:{self.port}"
+        self._clients: list[httpx.Client] = []
+        self._directory = Path(tempfile.mkdtemp(prefix="pgleak-live-"))
+        self.workers = Workers(self._directory)
+        (self._directory / RULES).write_bytes(dumps(rules))
+        self._final_log = ""
+        self._process = ServerProcess(
+            self._directory, self.command.arguments, _environment(self._directory, self.command, environment), cwd
+        )
+
+    def wait(self, timeout: float) -> None:
+        """Wait until the server answers.
+
+        Args:
+            timeout: Longest time, seconds.
+
+        Raises:
+            LiveServerError: It does not, or nothing in it can be watched.
+        """
+        give_up_at = Clock.monotonic() + timeout
+        while not self._answers():
+            if (code := self._process.exit_code) is not None:
+                raise LiveServerError(self._failure(f"it has ended with {_code(code)}"))
+            if Clock.monotonic() > give_up_at:
+                raise LiveServerError(self._failure(f"it did not answer within {timeout:g} s"))
+            Clock.sleep(_POLL)
+        give_up_at = min(give_up_at, Clock.monotonic() + _STRAGGLERS)
+        while self.workers.serving < self.command.workers and Clock.monotonic() < give_up_at:
+            Clock.sleep(_POLL)
+        if not self.workers.links:
+            raise LiveServerError(self._failure(_BLIND if not self.workers.has_processes else _NOTHING_TO_SEE))
+
+    @property
+    def pid(self) -> int | None:
+        """Process number of the server: the first process, which has started the others."""
+        return self._process.pid
+
+    @property
+    def worker_pids(self) -> tuple[int, ...]:
+        """Process numbers of the workers whose application serves now."""
+        return tuple(link.pid for link in self.workers.links if link.is_serving)
+
+    @property
+    def log(self) -> str:
+        """What the server has written, standard output and standard error together."""
+        return self._final_log or self._process.log()
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether it did not stop when it was told to."""
+        return self._process.was_killed
+
+    def client(self, **options: Any) -> httpx.Client:
+        """Make a client whose requests are charged to the test, or the fixture, that sends them.
+
+        Args:
+            options: As of ``httpx.Client``.
+        """
+        import httpx
+
+        def tag(request: httpx.Request) -> None:
+            request.headers[HEADER] = self._tag()
+
+        client = httpx.Client(**_options(options, self.url, tag))
+        self._clients.append(client)
+        return client
+
+    def async_client(self, **options: Any) -> httpx.AsyncClient:
+        """Make an async client whose requests are charged to the test, or the fixture, that sends them.
+
+        Args:
+            options: As of ``httpx.AsyncClient``.
+        """
+        import httpx
+
+        async def tag(request: httpx.Request) -> None:
+            request.headers[HEADER] = self._tag()
+
+        return httpx.AsyncClient(**_options(options, self.url, tag))
+
+    def stop(self) -> None:
+        """Stop it, with everything that it has started."""
+        for client in self._clients:
+            client.close()
+        self._process.stop()
+
+    def clean_up(self) -> None:
+        """Remove its files, when what the workers have written was read."""
+        self._final_log = self.log
+        self.workers.close()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _answers(self) -> bool:
+        try:
+            with socket.create_connection((HOST, self.port), timeout=1.0) as connection:
+                request = f"GET / HTTP/1.1\r\nHost: {HOST}\r\n{HEADER}: {PROBE}\r\nConnection: close\r\n\r\n"
+                connection.sendall(request.encode())
+                answer = b""
+                while chunk := connection.recv(4096):  # to its end, or the server's log would speak of it
+                    answer += chunk
+                return answer.startswith(b"HTTP/")
+        except OSError:
+            return False
+
+    def _failure(self, what: str) -> str:
+        command = without_passwords(shlex.join(self.command.arguments))
+        log = self.log.strip()[-_LOG_TAIL:]
+        shown = "\n".join(f"    {line}" for line in log.splitlines()) or "    (nothing)"
+        return f"the live server was started, but {what}.\n  command: {command}\n  its log:\n{shown}"
+
+
+_BLIND: Final = (
+    "no Python process of it has reported itself, so nothing could be checked in it. It must run with the Python of"
+    f" pytest ({sys.executable}), or one that has pytest-pgleak installed, and without -I, -E or -S"
+)
+_NOTHING_TO_SEE: Final = (
+    "none of its processes has imported Starlette or a PostgreSQL driver that pgleak knows: there is nothing to check."
+)
+
+
+def _options(given: dict[str, Any], url: str, tag: Callable[[Any], object]) -> dict[str, Any]:
+    hooks = dict(given.get("event_hooks") or {})
+    hooks["request"] = [*hooks.get("request", ()), tag]
+    # A proxy of the machine's would not reach a server on its loopback interface.
+    return {"base_url": url, "trust_env": False, **given, "event_hooks": hooks}
+
+
+def _environment(directory: Path, command: Command, given: Mapping[str, str]) -> dict[str, str]:
+    environment = {**os.environ, **command.environment, **given}
+    # What is imported in the tests can be imported there: pytest has put directories into sys.path.
+    own = [entry for entry in sys.path if entry and not _is_installed(entry)]
+    paths = [_BOOTSTRAP, *environment.get("PYTHONPATH", "").split(os.pathsep), *own]
+    environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path for path in paths if path))
+    environment[VARIABLE] = str(directory)
+    # Where the application gives no name of its own, pg_stat_activity shows this one.
+    environment.setdefault("PGAPPNAME", "pgleak live server")
+    # What pytest-cov and others have put there would follow pytest, and not the server.
+    environment.pop("PYTEST_CURRENT_TEST", None)
+    environment["PYTHONUNBUFFERED"] = "1"
+    return environment
+
+
+def _is_installed(entry: str) -> bool:
+    paths = sysconfig.get_paths()
+    return any(entry.startswith(paths[name]) for name in ("stdlib", "platstdlib", "purelib", "platlib")) or (
+        entry.endswith(".zip")
+    )
+
+
+def _free_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _code(code: int) -> str:
+    return f"exit code {code}" if code >= 0 else f"signal {-code}"

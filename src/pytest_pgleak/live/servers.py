@@ -1,0 +1,202 @@
+"""The live servers of a session: which run, what is asked of them at each checkpoint, what they have to say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from pytest_pgleak.activity import Backend
+from pytest_pgleak.find import Question
+from pytest_pgleak.findings import Finding
+from pytest_pgleak.live.command import DEFAULT, LiveServerError
+from pytest_pgleak.live.server import LiveServer
+from pytest_pgleak.live.wire import Begin, Forget, Judge, Judged, Pids, Rules, Told, header_of
+from pytest_pgleak.owners import Owner
+from pytest_pgleak.settling import Findings
+from pytest_pgleak.verdicts import Verdicts
+
+if TYPE_CHECKING:
+    from pytest_pgleak.state import State
+
+TIMEOUT: Final = 30.0
+"""Seconds that a server gets to answer. Two workers of a FastAPI application take about one."""
+
+
+class LiveServers:
+    """Starts servers, and speaks to all of their workers as one.
+
+    Args:
+        state: The session's state.
+        command: The command of the settings.
+        dsn: Returns the DSN that ``{dsn}`` stands for; asked only where the command has it.
+    """
+
+    def __init__(self, state: State, command: str, dsn: Callable[[], str]) -> None:
+        self._state = state
+        self._command = command
+        self._dsn = dsn
+        self._running: list[LiveServer] = []
+        self._unasked: list[Finding] = []
+        self._active: Owner | None = None
+        self._judged: list[tuple[LiveServer, int, int, Finding]] = []
+
+    @contextmanager
+    def __call__(
+        self,
+        app: str | None = None,
+        *,
+        workers: int = 1,
+        command: str | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout: float = TIMEOUT,
+    ) -> Iterator[LiveServer]:
+        """Run a server for as long as the block lasts.
+
+        Args:
+            app: What stands for ``{app}`` in the command: where your application is, as ``"app.main:app"``.
+            workers: What stands for ``{workers}``: how many processes serve.
+            command: Instead of the one of ``pgleak_live_command``.
+            env: Variables for its environment, beside those of pytest.
+            timeout: How long it may take until it answers, seconds.
+        """
+        __tracebackhide__ = True
+        text = self._command if command is None else command
+        values = {"workers": str(workers)}
+        if app is not None:
+            values["app"] = app
+        trouble = ""
+        try:
+            if "{dsn}" in text:
+                values["dsn"] = self._dsn()
+            server = LiveServer(text, values, env or {}, self._state.config.rootpath, self._rules(), self._tag)
+            self._running.append(server)
+            try:
+                server.wait(timeout)
+                self._greet(server)
+            except BaseException:
+                self._stop(server)
+                raise
+        except LiveServerError as error:
+            trouble = str(error)
+        if trouble:
+            pytest.fail(trouble, pytrace=False)
+        try:
+            yield server
+        finally:
+            self._stop(server)
+
+    def begin(self, owner: Owner) -> None:
+        """A test's call phase begins."""
+        self._active = owner
+        for server in self._running:
+            self._greet(server)
+
+    def judging(self, question: Question, grace: float, ends_call: bool) -> Generator[float, None, Findings]:
+        """Ask all workers; yields the pauses to make until they have answered.
+
+        Args:
+            question: What to ask.
+            grace: Longest time that each waits for a late release, seconds.
+            ends_call: Whether the call phase is over.
+
+        Yields:
+            Seconds to wait.
+
+        Returns:
+            What they have found, and what has been found in servers that were stopped since.
+        """
+        message = Judge(replace(question, left_open=()), grace, ends_call)
+        self._judged = []
+        for server in self._running:
+            answers = yield from server.workers.asking(lambda _link: message, 2 * grace)
+            for pid, answer in answers.items():
+                for place, finding in enumerate(answer.findings if isinstance(answer, Judged) else ()):
+                    self._judged.append((server, pid, place, replace(finding, process=pid)))
+            self._read_journals(server)
+        unasked, self._unasked = self._unasked, []
+        return (*(finding for _, _, _, finding in self._judged), *unasked)
+
+    def told(self, verdicts: Verdicts) -> None:
+        """Tell the workers what became of their findings: they undo what was left."""
+        for server in {judged[0] for judged in self._judged}:
+            server.workers.tell_each(
+                lambda link, server=server: Told(  # type: ignore[misc]  # mypy infers no type for such a default
+                    self._places(server, link.pid, verdicts.failing),
+                    self._places(server, link.pid, (*verdicts.warning, *verdicts.known)),
+                )
+            )
+        self._judged = []
+
+    def forget(self, owners: Iterable[Owner]) -> None:
+        """Let go of owners that have ended and been judged, or that nobody judges."""
+        serials = tuple(owner.serial for owner in owners)
+        for server in self._running if serials else ():
+            server.workers.tell(Forget(serials))
+
+    @property
+    def has_findings(self) -> bool:
+        """Whether workers have found something by themselves that is still to be told."""
+        return bool(self._unasked)
+
+    def owns(self, backend: Backend) -> bool:
+        """Tell whether a backend was opened by a worker."""
+        answers = (answer for server in self._running for answer in server.workers.tell(Pids()).values())
+        return any(isinstance(answer, Pids) and backend.pid in answer.pids for answer in answers)
+
+    def close(self) -> None:
+        """Stop all servers."""
+        for server in list(self._running):
+            self._stop(server)
+
+    def _places(self, server: LiveServer, pid: int, findings: Findings) -> tuple[int, ...]:
+        return tuple(
+            place
+            for of_server, of_pid, place, finding in self._judged
+            if of_server is server and of_pid == pid and any(finding is each for each in findings)
+        )
+
+    def _greet(self, server: LiveServer) -> None:
+        if self._active is not None:
+            server.workers.tell(Begin(self._active, self._rules()))
+
+    def _stop(self, server: LiveServer) -> None:
+        if server not in self._running:
+            return
+        self._running.remove(server)
+        server.stop()
+        self._read_journals(server)
+        server.clean_up()
+
+    def _read_journals(self, server: LiveServer) -> None:
+        findings, faults = server.workers.read_journals()
+        self._unasked += findings
+        for fault in faults:
+            self._state.missed = "internal error in a worker process"
+            self._state.note(f"internal error of pytest-pgleak in {fault}")
+
+    def _rules(self) -> Rules:
+        state = self._state
+        settings = state.settings
+        dsn = (settings.dsn, settings.dsn_option) if settings.dsn and settings.server in ("auto", "dsn") else None
+        collects = settings.mode == "fail"
+        return Rules(frozenset(state.own_databases), settings.terminate, collects, dsn, settings.grace)
+
+    def _tag(self) -> str:
+        return header_of(next(self._state.requests), self._state.ownership.active)
+
+
+def live_servers(state: State, request: pytest.FixtureRequest) -> LiveServers:
+    """Return the live servers of a session, made when first asked for.
+
+    Args:
+        state: The session's state.
+        request: The request of a fixture of session scope.
+    """
+    if state.live is None:
+        command = state.settings.live_command or DEFAULT
+        state.live = LiveServers(state, command, lambda: str(request.getfixturevalue("pgleak_dsn")))
+    return state.live

@@ -1,0 +1,175 @@
+"""The checkpoints of a test, in a worker process: what its requests have left here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Final
+
+from pytest_pgleak.checkpoints import Checkpoint
+from pytest_pgleak.clock import Clock
+from pytest_pgleak.find import Question
+from pytest_pgleak.findings import Finding
+from pytest_pgleak.kinds import TRANSACTION_LEFT_OPEN
+from pytest_pgleak.live.wire import Begin, Judge, Told
+from pytest_pgleak.live.worker_state import WorkerState
+from pytest_pgleak.owners import Owner
+from pytest_pgleak.process_lifetime import opening_stack, pool_around, target_of
+from pytest_pgleak.settling import Findings, settle, settle_async
+from pytest_pgleak.verdicts import Verdicts
+from pytest_pgleak.views import View
+
+_PAUSE: Final = 0.001
+_HEALING: Final = 5.0
+"""Seconds that the event loop of the application gets to undo what was found."""
+
+
+class WorkerChecks:
+    """Judges what is charged to the tests of another process.
+
+    Args:
+        state: The worker's state.
+    """
+
+    def __init__(self, state: WorkerState) -> None:
+        self._state = state
+        self._active: Owner | None = None
+        self._in_transaction_before: frozenset[int] = frozenset()
+        self._judged: tuple[Findings, View] = ((), View())
+
+    def begin(self, message: Begin) -> None:
+        """A test's call phase begins: what does not say whose it is, is from now on the test's."""
+        state = self._state
+        state.rules = message.rules
+        if self._active is not None:
+            state.ownership.pop(self._active)
+        state.ownership.background.adopt(state.ownership.session)
+        self._in_transaction_before = state.judge.begin()
+        state.ownership.push(message.owner)
+        self._active = message.owner
+
+    def judge(self, message: Judge) -> Findings:
+        """Judge, after the requests of those who are judged have been answered to their very end."""
+        give_up_at = Clock.monotonic() + message.grace
+        ended = message.question.ended
+        while self._is_answering(ended) and Clock.monotonic() < give_up_at:
+            Clock.sleep(_PAUSE)
+        question = replace(
+            message.question, in_transaction_before=self._in_transaction_before, left_open=(), transactions=True
+        )
+        keep = _Keep(self._state, message.ends_call)
+        checkpoint = Checkpoint(question, message.grace, keep=keep, has_new_owners=keep.take_handed_over)
+        findings = settle(self._state.judge.settling(checkpoint))
+        if message.ends_call and self._active is not None:
+            self._state.ownership.pop(self._active)
+            self._state.ownership.background.adopt(self._active)
+            self._active = None
+        self._state.judge.settled(findings)
+        self._judged = (findings, checkpoint.view)
+        return findings
+
+    async def judge_lifespan(self, lifespan: Owner) -> Findings:
+        """Judge a lifespan that has just ended, in its own event loop."""
+        ended = frozenset({lifespan.serial})
+        checkpoint = Checkpoint(Question(lifespan, ended, ended), self._state.rules.grace)
+        findings = await settle_async(self._state.judge.settling(checkpoint))
+        self._state.judge.settled(findings)
+        # A pool that nobody closed may hang the shutdown of the event loop (psycopg #1401).
+        for heal in self._state.healer.heal(Verdicts(findings), checkpoint.view):
+            await heal()
+        return findings
+
+    def told(self, message: Told) -> None:
+        """Undo what was found, so that the next test neither hangs on it nor inherits it."""
+        findings, view = self._judged
+        self._judged = ((), View())
+        verdicts = Verdicts(_chosen(findings, message.failing), _chosen(findings, message.warning))
+        if not verdicts.told:
+            return
+        before = {each.serial for each in self._state.ledger.view().transactions}
+        heal = self._heal(verdicts, view)
+        if (loop := self._state.loops.running) is None:
+            asyncio.run(heal)
+        else:
+            asyncio.run_coroutine_threadsafe(heal, loop).result(_HEALING)
+        # That the transactions of these connections have ended now is no doing of the test's.
+        healed = {finding.serial for finding in verdicts.told if finding.connection is not None}
+        ended = (each for each in self._state.ledger.view().transactions if each.serial not in before)
+        self._state.ledger.settle_transactions({each.serial for each in ended if each.connection in healed})
+
+    def forget(self, owners: Iterable[int]) -> None:
+        """Let go of owners that have ended and been judged, or that nobody judges."""
+        for owner in owners:
+            self._state.ledger.forget_owner(owner)
+            self._state.sessions.forget_owner(owner)
+
+    async def _heal(self, verdicts: Verdicts, view: View) -> None:
+        for heal in self._state.healer.heal(verdicts, view):
+            await heal()
+
+    def _is_answering(self, owners: frozenset[int]) -> bool:
+        return any(request.owner in owners for request in list(self._state.loops.requests))
+
+
+class _Keep:
+    """Says which findings are meant; the others belong to a lifespan, to the process, or to a later checkpoint.
+
+    Args:
+        state: The worker's state.
+        is_call: Whether the test's own clients may still be open.
+    """
+
+    def __init__(self, state: WorkerState, is_call: bool) -> None:
+        self._state = state
+        self._is_call = is_call
+        self._seen: dict[tuple[str, int], bool] = {}
+        self._has_handed_over = False
+
+    def take_handed_over(self) -> bool:
+        """Tell, once, whether something has got an owner who lives on."""
+        handed_over, self._has_handed_over = self._has_handed_over, False
+        return handed_over
+
+    def __call__(self, finding: Finding, view: View) -> bool:
+        if finding.prepared is not None or not finding.can_heal:
+            return True
+        if self._is_call and _is_being_answered(finding, view):
+            return False
+        if finding.kind == TRANSACTION_LEFT_OPEN:
+            # A session has begun it, as they do, by itself.
+            connection = next(c for c in view.connections if c.serial == finding.serial)
+            return not (finding.library.ends_transactions and connection.taken is not None)
+        key = (finding.subject, finding.serial)
+        if key not in self._seen:
+            self._seen[key] = not self._is_somebody_elses(finding, view)
+        return self._seen[key]
+
+    def _is_somebody_elses(self, finding: Finding, view: View) -> bool:
+        """Hand a thing over to the lifespan that is going to close it, or to the process."""
+        if (target := target_of(finding)) is None:
+            return False
+        around, is_lent = pool_around(finding), finding.subject == "checkout"
+        stack = opening_stack(finding, view)
+        owner = self._state.fixtures.guardian_of(target, stack, None, around, is_lent=is_lent)
+        owner = owner or self._state.process_lifetime.owner_of(finding, view, None)
+        if owner is None:
+            return False
+        self._state.ledger.reassign(finding.subject, finding.serial, owner)
+        self._has_handed_over = True
+        return True
+
+
+def _is_being_answered(finding: Finding, view: View) -> bool:
+    """Tell whether a request holds something that may still give it back in good order."""
+    if finding.subject == "pool":
+        pool = view.pools.get(finding.serial)
+        moments = [pool.opened] if pool is not None else []
+    else:
+        connection = next((c for c in view.connections if c.serial == finding.serial), None)
+        moments = [connection.held, connection.began] if connection is not None else []
+    return any(moment and moment.request and not moment.request.finished for moment in moments)
+
+
+def _chosen(findings: Findings, places: Iterable[int]) -> Findings:
+    return tuple(findings[place] for place in places if place < len(findings))

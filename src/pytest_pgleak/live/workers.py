@@ -1,0 +1,162 @@
+"""pytest's end of the conversation with the workers of one server."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Final
+
+from pytest_pgleak.clock import Clock
+from pytest_pgleak.findings import Finding
+from pytest_pgleak.live.agent import SOCKET
+from pytest_pgleak.live.journal import JournalReader, journals
+from pytest_pgleak.live.wire import Fault, Hello, Judged, Serving, dumps, loads
+
+_ANSWER: Final = 10.0
+"""Seconds that a worker may take for an answer, beside what it was told to wait for."""
+_BACKLOG: Final = 128
+_POLL: Final = 0.001
+
+
+@dataclass(slots=True)
+class Link:
+    """The connection with one worker."""
+
+    connection: Connection[Any, Any]
+    pid: int = 0
+    is_serving: bool = False
+    is_gone: bool = False
+
+
+class Workers:
+    """Speaks to the workers. Nothing here runs by itself: whoever connects is heard when somebody asks.
+
+    Args:
+        directory: The server's.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(str(directory / SOCKET))
+        self._listener.listen(_BACKLOG)
+        self._listener.setblocking(False)
+        self._links: list[Link] = []
+        self._journals: dict[Path, JournalReader] = {}
+
+    @property
+    def links(self) -> list[Link]:
+        """The workers that are there."""
+        self._accept()
+        for link in self._links:
+            self._hear(link)
+        self._links = [link for link in self._links if not link.is_gone]
+        return list(self._links)
+
+    @property
+    def serving(self) -> int:
+        """How many of them have completed the start-up of their application."""
+        return sum(link.is_serving for link in self.links)
+
+    @property
+    def has_processes(self) -> bool:
+        """Whether any Python process of the server was reached at all."""
+        return bool(journals(self.directory))
+
+    def tell(self, message: object) -> dict[int, Any]:
+        """Send a message to all workers and wait for their answers, which come by the workers' pids."""
+        return self.tell_each(lambda _link: message)
+
+    def tell_each(self, message: Callable[[Link], object]) -> dict[int, Any]:
+        """As `tell`, each its own message."""
+        asking = self.asking(message)
+        while True:
+            try:
+                next(asking)
+            except StopIteration as done:
+                answers: dict[int, Any] = done.value
+                return answers
+            Clock.sleep(_POLL)
+
+    def asking(
+        self, message: Callable[[Link], object], patience: float = 0.0
+    ) -> Generator[float, None, dict[int, Any]]:
+        """As `tell_each`; yields the pauses to make until all have answered.
+
+        Args:
+            message: Returns what to send to a worker.
+            patience: Seconds that an answer may take by itself.
+
+        Yields:
+            Seconds to wait.
+
+        Returns:
+            The answers, by the workers' pids. Who has died has none.
+        """
+        answers = dict[int, Any]()
+        asked = [link for link in self.links if self._send(link, dumps(message(link)))]
+        give_up_at = Clock.monotonic() + patience + _ANSWER
+        while True:
+            for link in asked:
+                if link.pid not in answers and (answer := self._hear(link)) is not None:
+                    answers[link.pid] = answer
+            asked = [link for link in asked if link.pid not in answers and not link.is_gone]
+            if not asked:
+                return answers
+            if Clock.monotonic() > give_up_at:
+                stuck = ", ".join(str(link.pid) for link in asked)
+                raise TimeoutError(f"no answer from worker {stuck} of a live server within {_ANSWER:.0f} s")
+            yield _POLL
+
+    def read_journals(self) -> tuple[list[Finding], list[str]]:
+        """Return what workers have said by themselves since the last time: findings, and faults of the plugin."""
+        findings, faults = list[Finding](), list[str]()
+        for path in journals(self.directory):
+            reader = self._journals.setdefault(path, JournalReader(path))
+            for record in reader.read():
+                if isinstance(record, Judged):
+                    findings += [replace(finding, process=reader.pid) for finding in record.findings]
+                elif isinstance(record, Fault):
+                    faults.append(record.text)
+        return findings, faults
+
+    def close(self) -> None:
+        """Hang up."""
+        for link in self._links:
+            link.connection.close()
+        self._links.clear()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                accepted, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            accepted.setblocking(True)
+            self._links.append(Link(Connection(accepted.detach())))
+
+    def _send(self, link: Link, packed: bytes) -> bool:
+        try:
+            link.connection.send_bytes(packed)
+        except OSError:
+            link.is_gone = True
+        return not link.is_gone
+
+    def _hear(self, link: Link) -> Any:
+        """Take what a worker has sent; return the answer that is among it, if there is one."""
+        try:
+            while not link.is_gone and link.connection.poll(0):
+                message = loads(link.connection.recv_bytes())
+                if isinstance(message, Hello):
+                    link.pid = message.pid
+                elif isinstance(message, Serving):
+                    link.is_serving = True
+                else:
+                    return message
+        except (EOFError, OSError):
+            link.is_gone = True
+        return None

@@ -1,0 +1,279 @@
+"""The application as a real server: what its workers leave is found as in process, and nothing of it stays behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., pytest.RunResult]
+
+APP = """
+    import asyncio, os
+    from contextlib import asynccontextmanager
+    import psycopg
+    from fastapi import BackgroundTasks, Depends, FastAPI
+    from psycopg_pool import AsyncConnectionPool
+
+    DSN = os.environ["DATABASE_URL"]
+
+    @asynccontextmanager
+    async def lifespan(app):
+        async with AsyncConnectionPool(DSN, min_size=1, max_size=2, open=False) as app.state.pool:
+            yield
+
+    app = FastAPI(lifespan=lifespan)
+
+    async def returned():
+        return await psycopg.AsyncConnection.connect(DSN)
+
+    async def exits_late():
+        conn = await psycopg.AsyncConnection.connect(DSN)
+        yield conn
+        await asyncio.sleep(0.2)
+        await conn.close()
+
+    @app.get("/who")
+    async def who():
+        return os.getpid()
+
+    @app.get("/leak/{number}")
+    async def leak(number: int, conn=Depends(returned)):
+        await conn.execute("select 1")
+
+    @app.get("/pooled")
+    async def pooled():
+        async with app.state.pool.connection() as conn:
+            await conn.execute("select 1")
+
+    @app.get("/late")
+    async def late(conn=Depends(exits_late)):
+        await conn.execute("select 1")
+
+    async def works_on():
+        await asyncio.sleep(0.2)
+        await psycopg.AsyncConnection.connect(DSN)
+
+    @app.get("/background")
+    async def background(tasks: BackgroundTasks):
+        tasks.add_task(works_on)
+
+    @app.get("/name")
+    async def name():
+        async with await psycopg.AsyncConnection.connect(DSN, application_name="the user's own") as conn:
+            return (await (await conn.execute("show application_name")).fetchone())[0]
+
+    @app.get("/headers")
+    async def headers(request: __import__("fastapi").Request):
+        return sorted(request.headers)
+"""
+
+TESTS = """
+    import pytest
+
+    pytestmark = pytest.mark.pgleak
+
+    @pytest.fixture(scope="module", params=COMMANDS)
+    def server(request, pgleak_live, pgleak_dsn):
+        with pgleak_live("shop:app", command=request.param, env={"DATABASE_URL": pgleak_dsn}) as server:
+            yield server
+
+    @pytest.fixture
+    def client(server):
+        with server.client() as client:
+            yield client
+
+    @pytest.fixture
+    def visited(client):
+        assert client.get("/leak/1").status_code == 200
+
+    def test_all_workers_serve(server, client):
+        assert len(server.worker_pids) == server.command.workers
+        assert client.get("/who").json() in server.worker_pids
+
+    def test_clean(client):
+        assert [client.get(path).status_code for path in ("/pooled", "/late", "/pooled")] == [200, 200, 200]
+
+    async def test_clean_async(server):
+        async with server.async_client() as client:
+            assert (await client.get("/late")).status_code == 200
+
+    def test_the_application_is_left_as_it_is(client):
+        assert client.get("/name").json() == "the user's own"
+        assert "x-pytest-pgleak" not in client.get("/headers").json()
+
+    def test_leak(client):
+        client.get("/who")
+        assert client.get("/leak/7").status_code == 200
+
+    async def test_leak_async(server):
+        async with server.async_client() as client:
+            assert (await client.get("/leak/8")).status_code == 200
+
+    def test_leak_of_a_background_task(client):
+        assert client.get("/background").status_code == 200
+
+    def test_leak_of_a_fixture(visited):
+        pass
+
+    @pytest.mark.pgleak(allow=["connection-dropped"])
+    def test_allowed(client):
+        assert client.get("/leak/9").status_code == 200
+"""
+
+COMMANDS = [
+    "uvicorn {app}",
+    "uvicorn {app} --workers 2",
+    "gunicorn {app} --workers 2",
+    "gunicorn {app} --workers 2 --preload",
+]
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester, server_dsn: str) -> Run:
+    def write_and_run(source: str, *args: str, app: str = APP, **values: object) -> pytest.RunResult:
+        pytester.makepyfile(shop=textwrap.dedent(app))
+        head = "".join(f"{name} = {value!r}\n" for name, value in values.items())
+        pytester.makepyfile(test_it=head + textwrap.dedent(source))
+        arguments = ("-p", "no:cacheprovider", "-p", "no:pytest_asyncio.plugin", f"--pgleak-dsn={server_dsn}")
+        return pytester.runpytest_subprocess(*arguments, *args, timeout=120)
+
+    return write_and_run
+
+
+def test_what_the_workers_leave_is_found_as_in_process(run: Run) -> None:
+    result = run(TESTS, COMMANDS=COMMANDS)
+    number = len(COMMANDS)
+    result.assert_outcomes(passed=6 * number, failed=3 * number, errors=number)
+    output = result.stdout.str()
+    for place, count in {
+        "shop.py:17 in returned": 2,  # a test and an async test
+        "shop.py:17 in returned  by fixture 'visited' (function scope)": 1,
+        "shop.py:44 in works_on": 1,
+    }.items():
+        line = rf"^ +{count * number} × \[connection-dropped\] {re.escape(place)}$"
+        assert re.search(line, output, re.MULTILINE), output
+    assert output.count("in returned                   dependency of GET /leak/{number} (leak)") == 3 * number
+    assert output.count("  request   #2 GET /leak/7 → 200") == number
+    assert "pgleak: internal error" not in output
+
+
+def test_a_server_that_does_not_start_says_why(run: Run) -> None:
+    result = run(
+        """
+        import pytest
+
+        def start(pgleak_live, *args, **options):
+            with pgleak_live(*args, **options):
+                pass
+
+        def test_raises(pgleak_live):
+            start(pgleak_live, "broken:app")
+
+        def test_is_not_there(pgleak_live):
+            start(pgleak_live, command="no-such-program {port}")
+
+        def test_hangs(pgleak_live):
+            start(pgleak_live, command="python -c 'import time; print(\\"I hang\\"); time.sleep(60)' {port}", timeout=1)
+
+        def test_is_blind(pgleak_live):
+            start(pgleak_live, command="python -E -m http.server --bind 127.0.0.1 {port}")
+
+        def test_cannot_be_meant(pgleak_live):
+            start(pgleak_live, command="uvicorn shop:app --host 0.0.0.0")
+
+        def test_is_not_named(pgleak_live_server):
+            pass
+        """
+    )
+    result.assert_outcomes(failed=5, errors=1)
+    output = result.stdout.str()
+    for line in (
+        "the live server was started, but it has ended with exit code 127.",
+        'Error loading ASGI app. Could not import module "broken".',
+        "no-such-program: No such file or directory",
+        "the live server was started, but it did not answer within 1 s.",
+        "I hang",
+        "no Python process of it has reported itself",
+        "0.0.0.0 can be reached from other machines",
+        "pgleak_live_command has {app} in it: name your application",
+    ):
+        assert line in output
+    assert "servers.py" not in output, "a traceback into the plugin"
+
+
+def test_each_worker_of_xdist_has_a_server_of_its_own(run: Run, pytester: pytest.Pytester) -> None:
+    pytester.makeini("[pytest]\npgleak_live_command = DATABASE_URL={dsn} uvicorn shop:app")
+    result = run(
+        """
+        import pytest
+
+        @pytest.mark.pgleak
+        @pytest.mark.parametrize("number", range(6))
+        def test_it(pgleak_live_server, number):
+            with pgleak_live_server.client() as client:
+                assert client.get(f"/leak/{number}" if number == 4 else "/pooled").status_code == 200
+        """,
+        "-n2",
+    )
+    result.assert_outcomes(passed=5, failed=1)
+    result.stdout.fnmatch_lines(["   1 × [[]connection-dropped] shop.py:17 in returned"])
+    result.stdout.no_fnmatch_line("*untracked-backend*")
+
+
+def processes_of(directory: str) -> list[str]:
+    found = []
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if f"PGLEAK_LIVE={directory}".encode() in environment.read_bytes().split(b"\0"):
+                found.append((environment.parent / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue  # it is gone, or not ours
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are looked for in /proc")
+@pytest.mark.parametrize("how", ["normally", "SIGKILL", "SIGINT", "SIGTERM"])
+def test_nothing_is_left(how: str, pytester: pytest.Pytester, server_dsn: str) -> None:
+    pytester.makepyfile(
+        shop=textwrap.dedent(APP),
+        test_it=textwrap.dedent(
+            f"""
+            import os, pathlib, time
+
+            def test_it(pgleak_live, pgleak_dsn):
+                with pgleak_live("shop:app", workers=2, env={{"DATABASE_URL": pgleak_dsn}}) as server:
+                    pathlib.Path("started.tmp").write_text(str(server.workers.directory))
+                    pathlib.Path("started.tmp").rename("started")
+                    time.sleep(60 if {how!r} != "normally" else 0)
+            """
+        ),
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--pgleak-dsn={server_dsn}"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    started, deadline = pytester.path / "started", time.monotonic() + 60
+    while not started.exists():
+        assert time.monotonic() < deadline, "the server did not start"
+        assert process.poll() in (None, 0)
+        time.sleep(0.01)
+    directory = started.read_text()
+    if how != "normally":
+        assert len(processes_of(directory)) >= 3
+        process.send_signal(getattr(signal, how))
+    process.wait(timeout=60)
+    deadline = time.monotonic() + 20
+    while processes_of(directory) or Path(directory).exists():
+        assert time.monotonic() < deadline, (processes_of(directory), list(Path(directory).glob("*")))
+        time.sleep(0.02)

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+
+from pytest_pgleak.live.command import DEFAULT, LiveServerError, read_command
+
+VALUES = {"app": "app.main:app", "workers": "4", "host": "127.0.0.1", "port": "5000", "dsn": "host=h password=secret"}
+
+
+def read(text, **values):
+    return read_command(text, VALUES | values, "/python")
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "workers"),
+    [
+        (DEFAULT, "/python -m uvicorn app.main:app --workers 4 --host 127.0.0.1 --port 5000", 4),
+        ("uvicorn shop:app", "/python -m uvicorn shop:app --host 127.0.0.1 --port 5000", 1),
+        ("/bin/uvicorn a:b --port=80 --host localhost", "/python -m uvicorn a:b --port=80 --host localhost", 1),
+        (
+            "gunicorn {app} -w 2 --preload",
+            "/python -m gunicorn app.main:app -w 2 --preload --bind 127.0.0.1:5000 -k uvicorn_worker.UvicornWorker",
+            2,
+        ),
+        (
+            "gunicorn a:b --workers=3 -k own.Worker -b [::1]:{port}",
+            "/python -m gunicorn a:b --workers=3 -k own.Worker -b [::1]:5000",
+            3,
+        ),
+        ("python serve.py '{port}'", "/python serve.py 5000", 1),
+        ("PORT={port} hypercorn app", "hypercorn app", 1),
+    ],
+)
+def test_what_is_executed(text, arguments, workers):
+    command = read(text)
+    assert " ".join(command.arguments) == arguments
+    assert command.workers == workers
+
+
+def test_assignments_become_the_environment_and_are_not_shown():
+    command = read("DATABASE_URL={dsn} MODE='a b' uvicorn a:b")
+    assert dict(command.environment) == {"DATABASE_URL": VALUES["dsn"], "MODE": "a b"}
+    assert "secret" not in repr(command)
+    assert command.arguments[:3] == ("/python", "-m", "uvicorn")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "there is no program in it"),
+        ("A=1 B=2", "there is no program in it"),
+        ("uvicorn 'a:b", "No closing quotation"),
+        ("hypercorn app.main:app", "where to listen"),
+        ("uvicorn a:b --host 0.0.0.0", "other machines"),
+        ("gunicorn a:b --bind :8000", "other machines"),
+        ("uvicorn a:b {workes}", "nothing stands for {workes}; there are {app}, {workers}, {host}, {port}, {dsn}"),
+        ("uvicorn a:b --dsn {dsn}", "DATABASE_URL={dsn}"),
+    ],
+)
+def test_what_cannot_be_meant(text, says):
+    with pytest.raises(LiveServerError) as caught:
+        read(text)
+    assert "pgleak_live_command" in str(caught.value)
+    assert says in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_an_application_has_to_be_named():
+    with pytest.raises(LiveServerError, match="name your application"):
+        read_command(DEFAULT, {"workers": "1", "port": "1"}, "/python")
