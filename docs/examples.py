@@ -35,7 +35,10 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -160,9 +163,18 @@ def _waits(lines: list[str]) -> dict[str, list[str]]:
     return waits
 
 
-@functools.cache
 def demo() -> dict[str, str]:
     """Run, once, those tests of the demo's leaky half that some page shows."""
+    with _ONE_DEMO:
+        return _demo()
+
+
+_ONE_DEMO: Final = threading.Lock()
+"""Pages are made at the same time, and more than one wants it."""
+
+
+@functools.cache
+def _demo() -> dict[str, str]:
     shown = {match["name"] for page in pages() for match in _EXAMPLE.finditer(page.read_text(encoding="utf-8"))}
     tests = sorted(f"{DEMO}::{name}" for name in shown if "[" in name)
     return sections(run_pytest(("-c", "demo_app/pytest.ini", "--rootdir=.", *tests), ROOT))
@@ -307,6 +319,22 @@ def pages() -> list[Path]:
     return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
+def all_made(paths: list[Path]) -> Iterator[tuple[Path, str, Future[str]]]:
+    """Make pages anew, some at the same time.
+
+    Args:
+        paths: The pages.
+
+    Yields:
+        In the same order, each with its text, and what becomes of it where nothing that it needs is missing.
+    """
+    # One more than can run: the processes wait for servers and for locks, too.
+    with ThreadPoolExecutor((os.cpu_count() or 1) + 1) as threads:
+        texts = [path.read_text(encoding="utf-8") for path in paths]
+        made = [threads.submit(lambda page=text: page if missing(page) else refreshed(page)) for text in texts]
+        yield from zip(paths, texts, made, strict=True)
+
+
 def main() -> int:
     """Rewrite the pages, or with ``--check`` compare them. Returns the exit status."""
     parser = argparse.ArgumentParser(description="Paste real output into the documentation.")
@@ -316,15 +344,14 @@ def main() -> int:
     check: bool = arguments.check
     named = [page.resolve() for page in arguments.pages]
     status = 0
-    for path in named or pages():
+    for path, before, made in all_made(named or pages()):
         name = path.relative_to(ROOT).as_posix()
-        before = path.read_text(encoding="utf-8")
         if lacking := missing(before):
             print(f"{name}: left as it is, for {' and '.join(lacking)} cannot be imported", file=sys.stderr)
             status = status or int(bool(named))
             continue
         try:
-            after = refreshed(before)
+            after = made.result()
         except ExampleError as error:
             print(f"{name}: {error}", file=sys.stderr)
             status = 1
