@@ -19,6 +19,9 @@ pytest.register_assert_rewrite("twice")
 # Inner suites, leaking on purpose: test_corpus.py, compat/test_corpus_*.py and test_stateful.py run them.
 collect_ignore = ["corpus", "corpus_drivers", "corpus_sqlalchemy", "stateful"]
 
+LONGEST = {"test_stateful.py", "test_psycopg_features.py", "test_corpus.py"}
+"""Files with tests of ten seconds and more."""
+
 # In the background of a shell Ctrl-C is ignored, and so it would be by all that the tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -28,6 +31,17 @@ def pytest_configure(config: pytest.Config) -> None:
     # Inner runs write no bytecode, but read it: compiling the plugin anew is half the time of a short one.
     if not hasattr(config, "workerinput"):
         compileall.compile_dir(Path(pytest_pgleak.__file__).parent, quiet=2)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    # Half of the time a worker waits: for servers, for timeouts, for what must not happen.
+    return (os.cpu_count() or 1) + 2
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # The longest first, so that none is still running when all others are done.
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session")
