@@ -11,6 +11,7 @@ import subprocess
 import sys
 from contextlib import ExitStack, suppress
 from hashlib import sha256
+from types import SimpleNamespace
 
 import pytest
 
@@ -182,6 +183,54 @@ def test_what_a_run_left_that_died_with_its_reaper_is_swept_by_the_next(engine, 
     assert query(living.dsn, "select 1") == 1
     following.stop()
     living.stop()
+
+
+def test_only_what_is_provably_dead_is_swept(engine, api, run_dir):
+    from pytest_pgleak.servers import container_labels, rundir
+
+    def create(directory, **other):
+        labels = container_labels.labels("a token", directory) | other
+        return api.create_container(IMAGE, ["true"], labels=labels)["Id"]
+
+    lease = rundir.create(run_dir.path, None)
+    gone = run_dir.path / "pgleak-gone"
+    held, elsewhere, ended = create(lease.path), create(gone, **{"pytest-pgleak.machine": "another"}), create(None)
+    dead = create(gone)
+    try:
+        api.start(ended)
+        api.wait(ended)
+        container_labels.sweep(api)
+        left = {each["Id"] for each in api.containers(all=True)}
+        assert {held, elsewhere, ended} <= left
+        assert dead not in left
+
+        [found] = api.containers(all=True, filters={"id": ended})
+        assert not container_labels._has_long_ended(api, found)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(container_labels, "_LONG_ENDED", -5.0)
+            assert container_labels._has_long_ended(api, found)
+
+        lease.release()
+        container_labels.sweep(api)
+        assert held not in {each["Id"] for each in api.containers(all=True)}
+        rundir.sweep(run_dir.path, None)
+    finally:
+        for each in (held, elsewhere, ended, dead):
+            with suppress(Exception):
+                api.remove_container(each, v=True, force=True)
+
+
+@needs_client
+@pytest.mark.parametrize(
+    ("host", "way"), [("localhost", ("127.0.0.1", "127.0.0.1")), ("192.0.2.1", ("0.0.0.0", "192.0.2.1"))]
+)
+def test_only_a_daemon_elsewhere_publishes_beyond_loopback(host, way):
+    from testcontainers.core.config import ConnectionMode
+
+    from pytest_pgleak.servers import container_route
+
+    client = SimpleNamespace(get_connection_mode=lambda: ConnectionMode.docker_host, host=lambda: host)
+    assert container_route.find(client) == container_route.Route(*way)
 
 
 def test_the_reaper_needs_no_lock_where_there_are_none(engine, python, wait_until):
