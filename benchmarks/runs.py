@@ -129,7 +129,8 @@ def run_python(directory: Path, *args: str, environment: Mapping[str, str] | Non
         **os.environ,
         "HOME": str(directory),
         "TMPDIR": str(directory),
-        # What pip installs is compiled; what lies here need not be, and belongs to somebody else perhaps.
+        # What pip installs is compiled; what lies here need not be, and may belong to somebody else.
+        "PYTHONDONTWRITEBYTECODE": "",
         "PYTHONPYCACHEPREFIX": str(directory / "pycache"),
         "PGLEAK_CACHE_DIR": str(directory / "cache"),
         **(environment or {}),
