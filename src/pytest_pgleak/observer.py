@@ -12,75 +12,14 @@ import os
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from pytest_pgleak.activity import Backend
 from pytest_pgleak.connecting import ObserverError, UnreachableError, keep_away_if_crowded, open_first
 from pytest_pgleak.descriptors import Places
-from pytest_pgleak.hangs import lock_queries
-from pytest_pgleak.prepared import queries as prepared_queries
+from pytest_pgleak.observer_statements import STATEMENTS, Rows, array, backends_of, rows_of
 
 __all__ = ["Identity", "Observer", "ObserverError"]
-
-_COLUMNS: Final = """
-    pid, backend_start::text, datname, usename, application_name, client_addr::text, client_port, state,
-    backend_xid::text, query, extract(epoch from clock_timestamp() - state_change)
-"""
-_BY_PID: Final = f"""
-    select {_COLUMNS}, (
-        select string_agg(distinct mode, ' ') from pg_locks
-        where pg_locks.pid = a.pid and granted and (relation >= 16384 or locktype = 'advisory')
-    ), null
-    from pg_stat_activity a
-    where pid = any($1::int[])
-"""  # noqa: S608 - made of constants; relations below oid 16384 are the system's own
-# The function below the view: it reads one row where the view reads all. DML takes RowExclusiveLock, DDL a stronger one
-# (PostgreSQL manual, section 13.3.1). Whoever makes a relation locks its schema, so that nobody drops it meanwhile.
-_WRITES: Final = f"""
-    select {_COLUMNS.replace("datname, usename", "null, null").replace("client_addr::text, client_port", "null, null")},
-    null, written, schemas
-    from pg_stat_get_activity($1::int), (
-        select string_agg(relation::text, ' ') filter (where locktype = 'relation' and mode in (
-                'RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')) as written,
-            string_agg(objid::text, ' ') filter (
-                where locktype = 'object' and classid = 'pg_namespace'::regclass) as schemas
-        from pg_locks where pg_locks.pid = $1 and granted
-    ) locks
-"""  # noqa: S608 - made of constants
-# The function below the view, and one value for all rows: with 500 other backends 1 ms, the view's columns take 6.
-# Others on a shared server come from other machines; what comes from this one may be a subprocess of the test.
-_STRANGERS: Final = """
-    select string_agg(pid || ' ' || backend_start, ',')
-    from pg_stat_get_activity(null)
-    where datid in (select oid from pg_database where datname = any($1::text[]))
-      and pid <> pg_backend_pid() and not pid = any($2::int[])
-      and (backend_type = 'client backend' or backend_type is null)
-      and application_name <> 'pgleak observer'
-      and client_addr is not distinct from inet_client_addr()
-"""
-_NUMBER: Final = """
-    select coalesce(sum(pg_stat_get_db_numbackends(oid)), 0), txid_current_snapshot(), age('3'::xid)
-    from pg_database where datname = any($1::text[])
-"""
-_TERMINATE: Final = "select count(pg_terminate_backend(pid)) from unnest($1::int[]) pid"
-_WHO_AM_I: Final = """
-    select current_user, pg_has_role('pg_read_all_stats', 'usage'), inet_client_addr()::text, pg_backend_pid(),
-        pg_postmaster_start_time()::text,
-        exists (select from pg_stat_activity where pid = pg_backend_pid())
-"""
-
-_STATEMENTS: Final = {
-    "pgleak_by_pid": _BY_PID,
-    "pgleak_writes": _WRITES,
-    "pgleak_strangers": _STRANGERS,
-    "pgleak_number": _NUMBER,
-    "pgleak_terminate": _TERMINATE,
-    "pgleak_who": _WHO_AM_I,
-    **lock_queries.STATEMENTS,
-    **prepared_queries.STATEMENTS,
-}
-
-Rows = list[tuple[str | None, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +147,7 @@ class Observer:
         if not wanted:
             return ()
         with self._lock:
-            return _backends(self._query("pgleak_by_pid", _array(wanted)))
+            return backends_of(self._query("pgleak_by_pid", array(wanted)))
 
     def strangers(self, databases: Iterable[str], known_pids: Iterable[int]) -> frozenset[tuple[int, str | None]]:
         """Return who is in some databases and comes from this machine, beside the observer and those that are known.
@@ -224,7 +163,7 @@ class Observer:
             ObserverError: As `connect`.
         """
         with self._lock:
-            ((listed,),) = self._query("pgleak_strangers", _array(databases), _array(known_pids))
+            ((listed,),) = self._query("pgleak_strangers", array(databases), array(known_pids))
         pairs = (each.partition(" ") for each in (listed or "").split(",") if each)
         return frozenset((int(pid), backend_start) for pid, _, backend_start in pairs)
 
@@ -239,7 +178,7 @@ class Observer:
             ObserverError: As `connect`.
         """
         with self._lock:
-            ((number, snapshot, age),) = self._query("pgleak_number", _array(databases))
+            ((number, snapshot, age),) = self._query("pgleak_number", array(databases))
         # The oldest id in use, and the one that is given out next: `age` is how far that is from 3, the first of all.
         oldest, next_one = int((snapshot or "0").partition(":")[0]), int(age or 0) + 3
         return int(number or 0), (oldest ^ next_one) & 0xFFFFFFFF != 0
@@ -251,7 +190,7 @@ class Observer:
             ObserverError: As `connect`, or the role may not.
         """
         with self._lock:
-            self._query("pgleak_terminate", _array(pids))
+            self._query("pgleak_terminate", array(pids))
 
     def row_now(self, pid: int, wait: bool = False) -> Backend | None:
         """Read what the transaction of one backend has written. Never raises.
@@ -264,7 +203,7 @@ class Observer:
         if self._lock.held_here or not self._lock.acquire(blocking=wait):
             return None
         try:
-            rows = _backends(self._query("pgleak_writes", str(pid).encode()))
+            rows = backends_of(self._query("pgleak_writes", str(pid).encode()))
         except Exception:  # noqa: BLE001 - an exception inside the user's __del__ would be printed as theirs
             return None
         finally:
@@ -281,7 +220,7 @@ class Observer:
         Raises:
             ObserverError: As `connect`.
         """
-        values = [value.encode() if isinstance(value, str) else _array(value) for value in parameters]
+        values = [value.encode() if isinstance(value, str) else array(value) for value in parameters]
         with self._lock:
             return self._query(name, *values)
 
@@ -302,7 +241,7 @@ class Observer:
             result = connection.exec_params(statement.encode(), [value.encode() for value in parameters] or None)
             if result.status not in (status.TUPLES_OK, status.COMMAND_OK):
                 raise ObserverError(result.error_message.decode(errors="replace").strip())
-            return _rows(result)
+            return rows_of(result)
         finally:
             connection.finish()
 
@@ -317,7 +256,7 @@ class Observer:
             connection = self._connected()
             result = self._execute(connection, name, parameters)
             if result is not None:
-                return _rows(result)
+                return rows_of(result)
             # Killed by a suite that terminates every backend, or by a restart: the second attempt has a new socket.
             self._drop_connection()
             if attempt == 2:
@@ -327,7 +266,7 @@ class Observer:
     def _execute(self, connection: Any, name: str, parameters: Sequence[bytes]) -> Any:
         status = self._pq.ExecStatus
         if name not in self._prepared:
-            prepared = connection.prepare(name.encode(), _STATEMENTS[name].encode())
+            prepared = connection.prepare(name.encode(), STATEMENTS[name].encode())
             if prepared.status != status.COMMAND_OK:
                 return self._explain(connection, prepared)
             self._prepared.add(name)
@@ -364,7 +303,7 @@ class Observer:
             result = self._execute(connection, "pgleak_who", ())
             if result is None:
                 raise ObserverError("the server closed pgleak's own connection at once")
-            user, sees_all, address, pid, server_start, is_shown = _rows(result)[0]
+            user, sees_all, address, pid, server_start, is_shown = rows_of(result)[0]
             if is_shown != "t":
                 raise ObserverError("its pg_stat_activity shows no connections, as that of PGlite")
         except ObserverError:
@@ -406,45 +345,3 @@ def _refused(user: str, message: str) -> str:
         f"  Let it look: GRANT pg_monitor TO {user};\n"
         "  or give pgleak another role with --pgleak-dsn (pgleak_dsn, PGLEAK_DSN)."
     )
-
-
-def _array(values: Iterable[object]) -> bytes:
-    quoted = ('"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"' for value in values)
-    return ("{" + ",".join(quoted) + "}").encode()
-
-
-def _rows(result: Any) -> Rows:
-    return [
-        tuple(_text(result.get_value(row, column)) for column in range(result.nfields)) for row in range(result.ntuples)
-    ]
-
-
-def _text(value: bytes | None) -> str | None:
-    return None if value is None else bytes(value).decode(errors="replace")
-
-
-def _backends(rows: Rows) -> tuple[Backend, ...]:
-    return tuple(
-        Backend(
-            int(row[0] or 0),
-            row[1],
-            row[2],
-            row[3],
-            row[4],
-            row[5],
-            None if row[6] is None else int(row[6]),
-            row[7],
-            row[8],
-            row[9],
-            None if row[10] is None else float(row[10]),
-            tuple((row[11] or "").split()),
-            _oids(row[12]),
-            _oids(row[13]) if len(row) > 13 else (),
-        )
-        for row in rows
-    )
-
-
-def _oids(text: str | None) -> tuple[int, ...]:
-    # Each once, though a relation may be locked in several modes.
-    return tuple(dict.fromkeys(int(oid) for oid in (text or "").split()))
