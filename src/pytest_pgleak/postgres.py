@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from pytest_pgleak.state import State
 
 
+_KEPT = 1  # database of an earlier test
+
+
 class Dsn(str):
     """A DSN that does not show its password in the arguments that pytest prints below a traceback."""
 
@@ -139,7 +142,7 @@ def fresh_database(state: State, server: Postgres, worker_dsn: str) -> str:
         trouble = _explained(str(error), worker)
     _fail("pgleak_fresh_dsn", trouble)
     _remember(state, server, name)
-    state.after_teardown.append(lambda: _drop(state, server, name))
+    state.after_teardown.append(lambda: _retire(state, server, name))
     return Dsn(with_dbname(server.dsn, name))
 
 
@@ -205,7 +208,21 @@ def _remember(state: State, server: Postgres, name: str) -> None:
     state.watched_databases.add((state.observers.servers.server_of(server.dsn), name))
 
 
-def _drop(state: State, server: Postgres, name: str) -> None:
+def _retire(state: State, server: Postgres, name: str) -> None:
+    """Drop the database of the test before: this one may have a backend that is still exiting.
+
+    For it DROP DATABASE would wait 100 ms (``CountOtherDBBackends`` in PostgreSQL's ``procarray.c``), and no view shows
+    a backend to its very end.
+    """
     state.own_databases.discard(name)
     state.watched_databases.discard((state.observers.servers.server_of(server.dsn), name))
-    drop_database(server.dsn, name)
+    state.retired_databases.append(name)
+    if not server.owned and len(state.retired_databases) == 1:
+        state.after_session.insert(0, lambda: _drop_all_retired(state, server))
+    if len(state.retired_databases) > _KEPT:
+        drop_database(server.dsn, state.retired_databases.pop(0))
+
+
+def _drop_all_retired(state: State, server: Postgres) -> None:
+    while state.retired_databases:
+        drop_database(server.dsn, state.retired_databases.pop(0))

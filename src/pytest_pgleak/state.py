@@ -107,6 +107,7 @@ class State:
         self.own_databases: set[str] = set()
         # The worker's database, and the one that it is a copy of.
         self.templates: dict[str, str] = {}
+        self.retired_databases: list[str] = []
         self.watched_databases: set[tuple[tuple[str, str], str]] = set()
         self.late_apps: list[HostedApp] = []
         self.after_teardown: list[Callable[[], None]] = []
