@@ -13,6 +13,7 @@ from pytest_pgleak.guardians import is_held
 from pytest_pgleak.kinds import TRANSACTION_LEFT_OPEN
 from pytest_pgleak.ledger import Ledger
 from pytest_pgleak.observers import Observers, Watched
+from pytest_pgleak.pgbouncer.sessions import SharedSessions
 from pytest_pgleak.prepared.watch import PreparedWatch
 from pytest_pgleak.session_state.tracking import SessionTracking
 from pytest_pgleak.settling import Findings, settling
@@ -57,6 +58,7 @@ class Judge:
         may_collect: Tells whether the garbage collector may be run where something is still open.
         prepared: Looks after prepared transactions.
         sessions: Knows what was left in the sessions of pooled connections.
+        shared: Knows what was left on server connections of PgBouncer's.
         may_be_ours: Tells whether a backend that nobody here has opened may be this process's doing at all.
     """
 
@@ -70,10 +72,12 @@ class Judge:
         may_collect: Callable[[], bool],
         prepared: PreparedWatch,
         sessions: SessionTracking,
+        shared: SharedSessions,
         may_be_ours: Callable[[Backend], bool] = lambda _backend: True,
     ) -> None:
         self._may_be_ours = may_be_ours
         self._sessions = sessions
+        self._shared = shared
         self._prepared = prepared
         self._ledger = ledger
         self._observers = observers
@@ -128,7 +132,7 @@ class Judge:
         return self._with_server(found, checkpoint, new)
 
     def _client_side(self, checkpoint: Checkpoint) -> Findings:
-        question, left = checkpoint.question, self._sessions.left()
+        question, left = checkpoint.question, self._sessions.left() + self._shared.left()
         if not left and not question.left_open and not self._ledger.may_have_left(question.ended, question.judged):
             checkpoint.view = View()  # what nearly every test has left, and it costs a third
             return ()
@@ -146,7 +150,7 @@ class Judge:
             elif finding.prepared is not None:
                 self._prepared.settled(finding)
             elif finding.subject == "session":
-                self._sessions.settle(finding.serial, finding.left)
+                (self._sessions if finding.shared is None else self._shared).settle(finding.serial, finding.left)
             elif finding.subject == "nested checkout":
                 self._ledger.settle_nested({finding.serial})
             elif finding.subject == "transaction":

@@ -308,6 +308,7 @@ def _of_sessions(view: View, question: Question) -> list[tuple[float, Finding]]:
             pool=None if pool is None else PoolState(pool.facts, pool.ending, pool.members, pool.checked_out),
             opened=origin(each.holder.stack),
             left=each.left,
+            shared=each.shared,
         )
         found.append((moment.at, finding))
     return found

@@ -16,7 +16,7 @@ from pytest_pgleak.owners import Owner
 from pytest_pgleak.pgbouncer.through import Through
 from pytest_pgleak.prepared.left import LeftPrepared
 from pytest_pgleak.requests import RequestInfo
-from pytest_pgleak.session_state.state import Leftover
+from pytest_pgleak.session_state.state import Leftover, SharedServer
 from pytest_pgleak.transactions import Transaction
 from pytest_pgleak.views import Ending, TaskInfo
 
@@ -82,6 +82,7 @@ class Finding:
         ended_at: Where the first of them was ended.
         written: Names of the tables that were written, as far as they are known.
         left: What was left in the session.
+        shared: The server connections of PgBouncer's on which it was left.
         prepared: The prepared transaction.
         over: How many connections were open at once, and who held them.
         taken: Where a session took the connection, that was made at the origin.
@@ -115,6 +116,7 @@ class Finding:
     ended_at: Frame | None = None
     written: tuple[str, ...] = ()
     left: tuple[Leftover, ...] = ()
+    shared: SharedServer | None = None
     prepared: LeftPrepared | None = None
     over: OverLimit | None = None
     taken: Frame | None = None

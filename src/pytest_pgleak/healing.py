@@ -10,14 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from pytest_pgleak.events import ConnectionFacts
 from pytest_pgleak.findings import Finding
 from pytest_pgleak.kinds import TRANSACTION_LEFT_OPEN
 from pytest_pgleak.observers import Observers
-from pytest_pgleak.session_state.state import Leftover
 from pytest_pgleak.verdicts import Verdicts
 from pytest_pgleak.views import Ending, View
 
@@ -32,7 +31,7 @@ class Healer:
         observers: Terminate backends.
         may_terminate: Whether the backend of a connection may be terminated.
         roll_back: Rolls back a prepared transaction, where that is allowed.
-        undo: Takes away what was left in the session of a connection, given its serial.
+        undo: Takes away what was left in a session.
         undone: Told that the open transaction of a connection was rolled back, given its serial.
     """
 
@@ -41,7 +40,7 @@ class Healer:
         observers: Observers,
         may_terminate: Callable[[ConnectionFacts], bool],
         roll_back: Callable[[Finding], None],
-        undo: Callable[[int, Iterable[Leftover]], None],
+        undo: Callable[[Finding], None],
         undone: Callable[[int], None],
     ) -> None:
         self._undone = undone
@@ -65,7 +64,7 @@ class Healer:
         told += [(finding, False) for finding in (*verdicts.warning, *verdicts.known)]
         for finding, fails in told:
             if finding.left and finding.connection is not None and self._may_terminate(finding.connection):
-                self._undo(finding.serial, finding.left)
+                self._undo(finding)
             if finding.ending is not Ending.OPEN:
                 continue
             if finding.subject == "pool":

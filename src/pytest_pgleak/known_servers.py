@@ -245,6 +245,11 @@ _NOT_FOR_THE_OBSERVER: Final = frozenset(
 )
 
 
+def conninfo_of(facts: ConnectionFacts, connection: Any) -> str:
+    """Return with what a connection of the plugin's own reaches the database of one of the application's."""
+    return _conninfos(_parameters(facts, connection) | {"dbname": facts.dbname})[-1]
+
+
 def _parse(dsn: str) -> dict[str, str]:
     from psycopg.conninfo import conninfo_to_dict
 

@@ -90,7 +90,6 @@ class Observers:
             known_pids: Returns the pids of all backends that this process has opened.
             nothing_between: Whether nothing has happened since `new_backends` was asked: then its answer still holds.
         """
-        self._pgbouncer.begin()
         still_holds = nothing_between and self._after_databases == _databases(watched)
         after, self._after, self._after_databases = self._after, {}, {}  # once: a check that fails leaves none
         if still_holds:

@@ -19,6 +19,7 @@ from pytest_pgleak.kinds import (
     UNTRACKED_BACKEND,
 )
 from pytest_pgleak.libraries.library import called, is_block
+from pytest_pgleak.pgbouncer import sentences as pgbouncer_sentences
 from pytest_pgleak.prepared import sentences as prepared_sentences
 from pytest_pgleak.session_state import sentences as session_sentences
 from pytest_pgleak.views import Ending
@@ -56,7 +57,8 @@ def ended(finding: Finding) -> str:
     if finding.prepared is not None:
         return prepared_sentences.ended(finding)
     if finding.left:
-        return session_sentences.ended(finding)
+        shared = finding.shared
+        return session_sentences.ended(finding) if shared is None else pgbouncer_sentences.ended(shared)
     if finding.subject == "pool":
         return _ended_pool(finding)
     if finding.subject == "checkout":
@@ -161,7 +163,8 @@ def fix(finding: Finding) -> str:
     if (of_lifetime := lifetime_sentences.fix(finding)) is not None:
         return of_lifetime
     if finding.left:
-        return session_sentences.fix(finding)
+        of_pgbouncer = pgbouncer_sentences.fix(finding) if finding.shared is not None else None
+        return of_pgbouncer or session_sentences.fix(finding)
     if finding.kind in (CONNECTION_DROPPED, CONNECTION_NOT_CLOSED):
         return _fix_connection(finding)
     if finding.kind == CONNECTION_NOT_RETURNED:

@@ -69,6 +69,7 @@ class Session:
         is_checked = is_selected and self.state.settings.mode != "off"
         if is_checked:
             self.state.places.reserve()
+            self.state.pgbouncer.begin()
             self.hangs.start()
         self.hangs.enter(item.nodeid, "setup")
         if not is_checked:
@@ -121,6 +122,7 @@ class Session:
                 for owner in ended:
                     self.state.ledger.forget_owner(owner.serial)
                     self.state.sessions.forget_owner(owner.serial)
+                    self.state.shared.forget_owner(owner.serial)
                     self.fixtures.forget(owner)
                 self._run(self.state.after_teardown)
                 self.hangs.leave()

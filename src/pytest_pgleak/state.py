@@ -6,7 +6,7 @@ import gc
 import itertools
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,13 +20,16 @@ from pytest_pgleak.budget.budget import Budget
 from pytest_pgleak.checkpoints import Judge
 from pytest_pgleak.descriptors import Places
 from pytest_pgleak.events import ConnectionFacts
+from pytest_pgleak.findings import Finding
 from pytest_pgleak.hangs.slot_notes import SlotNotes
 from pytest_pgleak.healing import Healer
 from pytest_pgleak.kinds import SESSION_STATE
 from pytest_pgleak.known_servers import KnownServers
 from pytest_pgleak.ledger import Ledger
+from pytest_pgleak.libraries.psycopg3 import PSYCOPG
 from pytest_pgleak.observers import Observers
 from pytest_pgleak.ownership import Ownership
+from pytest_pgleak.pgbouncer.sessions import SharedSessions
 from pytest_pgleak.pgbouncer.witness import PgBouncer
 from pytest_pgleak.prepared.watch import PreparedWatch
 from pytest_pgleak.reporting import Reported
@@ -71,6 +74,9 @@ class State:
         self.tracker.slots = self.slot_notes
         self.tracker.observers = self.observers
         self.sessions = self.tracker.sessions = SessionTracking(self._judges_sessions, psycopg_internals, self.fault)
+        self.shared = self.tracker.shared = SharedSessions(
+            self._judges_sessions, self.pgbouncer, _prepared_by_itself, self.fault
+        )
         self.requests = itertools.count(1)
         self.asgi = AsgiTracking(self.ownership, lambda: next(self.requests), self.loops, self._lifespan_ended)
         prepared = PreparedWatch(
@@ -85,6 +91,7 @@ class State:
             self._may_collect,
             prepared,
             self.sessions,
+            self.shared,
             self._may_be_ours,
         )
         self.budget = Budget(
@@ -94,7 +101,7 @@ class State:
             self._may_be_ours,
             self.fault,
         )
-        self.healer = Healer(self.observers, self.may_terminate, prepared.heal, self.sessions.undo, self.ledger.undone)
+        self.healer = Healer(self.observers, self.may_terminate, prepared.heal, self._undo_session, self.ledger.undone)
         self.verdict = Verdict(lambda: self.settings, config.hook.pytest_pgleak_ignore, config.rootpath)
         self.reported: list[Reported] = []
         self.notes: list[str] = []
@@ -199,6 +206,12 @@ class State:
     def _judges_sessions(self) -> bool:
         return self.checking and self.settings.level(SESSION_STATE) != "off"
 
+    def _undo_session(self, finding: Finding) -> None:
+        if finding.shared is not None:
+            self.shared.undo(finding.shared, finding.left)
+        else:
+            self.sessions.undo(finding.serial, finding.left)
+
     def _may_be_ours(self, backend: Backend) -> bool:
         # With xdist, what is new in a database that is not ours is as likely another worker's.
         if hasattr(self.config, "workerinput") and backend.datname not in self.own_databases:
@@ -210,3 +223,9 @@ class State:
         if not self.checking or sys.is_finalizing():
             return None
         return self.observers.witness(facts, connection, wait)
+
+
+def _prepared_by_itself(facts: ConnectionFacts, connection: Any) -> Mapping[str, str]:
+    if facts.library is PSYCOPG:
+        return psycopg_internals.prepared_statements(connection)
+    return facts.library.prepared(connection)

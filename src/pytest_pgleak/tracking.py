@@ -27,6 +27,7 @@ from pytest_pgleak.transactions import How
 if TYPE_CHECKING:
     from pytest_pgleak.hangs.slot_notes import SlotNotes
     from pytest_pgleak.observers import Observers
+    from pytest_pgleak.pgbouncer.sessions import SharedSessions
     from pytest_pgleak.session_state.tracking import SessionTracking
 
 _INSIDE = 4
@@ -97,6 +98,8 @@ class Tracker:
         """Knows what was left in the sessions of pooled connections."""
         self.observers: Observers | None = None
         """Know the servers."""
+        self.shared: SharedSessions | None = None
+        """Knows what was left on server connections of PgBouncer's."""
         self._out: dict[int, tuple[int, Moment]] = {}
         self._closes_instead: set[int] = set()
         self._transactions = TransactionTracking(
@@ -125,6 +128,8 @@ class Tracker:
             self.sessions.opened(serial, known)
         if self.observers is not None and self.is_checking():
             self.observers.opened(known, connection)
+        if self.shared is not None and self.shared.follows(known):
+            self.shared.opened(serial)
 
     def stop(self) -> None:
         """Tell nobody of anything any more."""
@@ -159,6 +164,8 @@ class Tracker:
             serial, _ = self._dying.get(id(connection), (None, None))
         if serial is not None:
             self._record(Event(EventKind.CONNECTION_CLOSED, serial))
+            if self.shared is not None:
+                self.shared.closed(serial)
             self._catch_up()
 
     @_never_raises
@@ -272,6 +279,8 @@ class Tracker:
             self._transactions.after(serial, facts, statuses, operation, error, autocommit)
             if self.sessions is not None and operation.statement is not None:
                 self.sessions.statement(serial, operation.statement, operation.parameters, self._moment)
+            if self.shared is not None and self.shared.follows(facts):
+                self.shared.ended(serial, facts, connection, statuses, operation, error, self._moment)
             if operation.gids and error is None and statuses[0] != "INERROR":  # a failed one is only rolled back
                 self._prepared(serial, connection, operation.gids)
             if statuses[1] == "IDLE" != statuses[0]:
@@ -430,6 +439,8 @@ class Tracker:
         del self._known[identity]
         facts = self._facts.pop(known[1], None)
         self._transactions.forget(known[1])
+        if self.shared is not None:
+            self.shared.closed(known[1])
         if self.sessions is not None:
             self.sessions.forget(known[1])
         self._out.pop(known[1], None)

@@ -116,6 +116,11 @@ class AsyncPg(Library):
         transport = connection._transport  # noqa: SLF001 - nothing public says it
         return None if transport is None else of_name(transport.get_extra_info("sockname"))
 
+    def prepared(self, connection: Any) -> dict[str, str]:
+        """Return the statements in asyncpg's cache."""
+        cached = connection._stmt_cache.iter_statements()  # noqa: SLF001 - nothing public says it
+        return {statement.name: statement.query for statement in cached if statement.name}
+
     def roll_back(self, connection: Any) -> Awaitable[object]:
         """Roll back what a connection has open."""
         result: Awaitable[object] = connection.execute("rollback")

@@ -134,6 +134,10 @@ class Library:
         """Return the connection's own end, address and port; None where it has none, or nobody knows."""
         return None
 
+    def prepared(self, connection: Any) -> dict[str, str]:  # noqa: ARG002 - for those who prepare by themselves
+        """Return the statements that the driver has prepared by itself on a connection: texts by names."""
+        return {}
+
     def roll_back(self, connection: Any) -> Awaitable[object] | None:
         """Roll back what a connection has open; return what is still to be awaited."""
         result: Awaitable[object] | None = connection.rollback()

@@ -57,6 +57,17 @@ def is_backend_of(backend: Backend, server: ServerConnection, console: Console) 
     return backend.client_port == server.local[1]
 
 
+def idle_in_pool_of(console: Console, client: Client) -> tuple[ServerConnection, ...]:
+    """Return the server connections that the next client of a pool may be given."""
+    return tuple(
+        server
+        for server in console.servers
+        if (server.database, server.user) == (client.database, client.user)
+        and not server.link
+        and server.state in ("idle", "used")
+    )
+
+
 def is_own(backend: Backend, console: Console) -> bool:
     """Tell whether a backend may serve PgBouncer itself: then nobody is to be accused of it.
 

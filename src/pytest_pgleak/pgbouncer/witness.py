@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from pytest_pgleak.activity import Backend
 from pytest_pgleak.descriptors import Places
 from pytest_pgleak.events import ConnectionFacts
-from pytest_pgleak.pgbouncer.mapping import client_of, is_backend_of, is_own, server_of, through
+from pytest_pgleak.pgbouncer.mapping import client_of, idle_in_pool_of, is_backend_of, is_own, server_of, through
 from pytest_pgleak.pgbouncer.through import Through
 
 if TYPE_CHECKING:
     from pytest_pgleak.observer import Observer
     from pytest_pgleak.pgbouncer.console import AdminConsole
-    from pytest_pgleak.pgbouncer.rows import Console
+    from pytest_pgleak.pgbouncer.rows import Address, Client, Console
 
 
 class PgBouncer:
@@ -34,6 +34,7 @@ class PgBouncer:
         self._told = False
         self._has_begun = False
         self._lock = threading.Lock()
+        self._modes: dict[tuple[str, str], str] = {}
 
     @property
     def version(self) -> str:
@@ -94,6 +95,29 @@ class PgBouncer:
             if row is not None:
                 rows[facts.backend_pid] = row
         return shown, rows
+
+    def client_of(self, facts: ConnectionFacts) -> Client | None:
+        """Return the client that a connection of this process is; None where it is none, or nobody can tell."""
+        address = _address(facts)
+        console = None if address is None else self._look()
+        return None if address is None or console is None else client_of(console, address, facts.dbname)
+
+    def has_client(self, address: Address) -> bool:
+        """Tell whether a client is still connected."""
+        console = self._look()
+        return console is not None and any(client.address == address for client in console.clients)
+
+    def idle_servers(self, client: Client) -> int:
+        """Return how many server connections are idle in the pool of a client."""
+        console = self._look()
+        return 0 if console is None else len(idle_in_pool_of(console, client))
+
+    def pool_mode(self, client: Client) -> str:
+        """Return the mode of the pool of a client; empty where it is not known. It is asked once."""
+        key = client.database, client.user
+        if not self._modes.get(key) and (console := self._look()) is not None:
+            self._modes |= console.modes or {}
+        return self._modes.get(key, "")
 
     def without_own(self, backends: tuple[Backend, ...]) -> tuple[Backend, ...]:
         """Leave out the backends that serve PgBouncer itself."""

@@ -21,6 +21,8 @@ why it is needed all the same:
 - A pool's ``_pool``, ``_lock``, ``_waiting`` and ``_add_to_pool``: an idle connection is taken out and put back where
   it was, so that nobody else has it while we look into its session.
 - ``Connection._notify_handlers``: whether notifications wait for handlers or for ``notifies()``.
+- ``Connection._prepared`` and its ``_names``: which statements psycopg has prepared by itself. Where they are missing,
+  it has prepared none.
 - ``Connection._tpc``: the identifier of its two-phase transaction, and whether it is prepared. Where it is missing,
   only statements tell of prepared transactions.
 """
@@ -29,6 +31,7 @@ from __future__ import annotations
 
 from pytest_pgleak.psycopg_internals.connections import connection_patches
 from pytest_pgleak.psycopg_internals.idle import in_hand, is_in_a_pool, keeps_connections, while_idle
+from pytest_pgleak.psycopg_internals.operations import prepared_statements
 from pytest_pgleak.psycopg_internals.pools import pool_patches
 
 __all__ = [
@@ -37,5 +40,6 @@ __all__ = [
     "is_in_a_pool",
     "keeps_connections",
     "pool_patches",
+    "prepared_statements",
     "while_idle",
 ]

@@ -28,6 +28,14 @@ def operation_of(generator: Any) -> Operation:
         return Operation()
 
 
+def prepared_statements(connection: Any) -> dict[str, str]:
+    """Return the statements that psycopg has prepared by itself on a connection: their texts by their names."""
+    names = getattr(getattr(connection, "_prepared", None), "_names", None)
+    if not names:
+        return {}
+    return {name.decode(errors="replace"): key[0].decode(errors="replace") for key, name in list(names.items())}
+
+
 def _read(generator: Any) -> Operation:
     name = getattr(generator, "__name__", "")
     given = getattr(getattr(generator, "gi_frame", None), "f_locals", {})

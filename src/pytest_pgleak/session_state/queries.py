@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from pytest_pgleak.answers import results_of
-from pytest_pgleak.session_state.state import Leftover, SessionState, Setting, What
+from pytest_pgleak.session_state.state import BORN, Leftover, SessionState, Setting, What
 from pytest_pgleak.sql import OWN
 
 _LOOK: Final = (
@@ -42,6 +42,7 @@ union all select 'relation', relname, relkind::pg_catalog.text, null from pg_cat
 """
 )
 _BACKEND: Final = "union all select 'backend', pg_catalog.pg_backend_pid()::pg_catalog.text, null, null\n"
+_PREPARED: Final = "union all select 'prepared', name, statement, null from pg_catalog.pg_prepared_statements\n"
 _CUSTOM: Final = "union all select 'custom', {name}, pg_catalog.current_setting({name}, true), null\n"
 _RELATIONS: Final[dict[str, What]] = {"v": "temporary view", "S": "temporary sequence"}
 
@@ -61,6 +62,23 @@ def look(connection: Any, customs: Iterable[str] = ()) -> SessionState | None:
     if not rows or ("backend", str(connection.pgconn.backend_pid), "", "") not in rows:
         return None  # or it is the session of some other backend, behind a pooler
     return _state(rows, connection.pgconn.user.decode(errors="replace"))
+
+
+def look_at(pgconn: Any, customs: Iterable[str] = (), first: str = "") -> tuple[int, SessionState] | None:
+    """Read the state of whichever session answers: behind a pooler it is one that the last client has left.
+
+    Args:
+        pgconn: A ``PGconn`` of the plugin's own.
+        customs: As for `look`.
+        first: A statement to execute before.
+
+    Returns:
+        The pid of the backend that has answered, and the state; None where there was no answer.
+    """
+    customs_of = (_CUSTOM.format(name=_literal(name)) for name in sorted(customs))
+    rows = _rows_of(pgconn, "".join([first, _LOOK, _PREPARED, _BACKEND, *customs_of]))
+    pid = next((int(row[1]) for row in rows or () if row[0] == "backend"), None)
+    return None if pid is None or rows is None else (pid, _state(rows, pgconn.user.decode(errors="replace")))
 
 
 def look_at_defaults(connection: Any, customs: Iterable[str]) -> SessionState | None:
@@ -103,6 +121,19 @@ def undo(connection: Any, left: Iterable[Leftover], before: SessionState) -> Non
         connection.pgconn.notice_handler = quietly
 
 
+def undo_at(pgconn: Any, left: Iterable[Leftover]) -> None:
+    """Take away what was left in whichever session answers, inside a transaction that holds it."""
+    for each in sorted(left, key=lambda each: each.what != "role"):
+        _rows_of(pgconn, f"{OWN} savepoint pgleak; {_undoing(each, BORN)}")
+        _rows_of(pgconn, f"{OWN} rollback to pgleak" if _has_failed(pgconn) else f"{OWN} release pgleak")
+
+
+def _has_failed(pgconn: Any) -> bool:
+    from psycopg import pq
+
+    return bool(pgconn.transaction_status == pq.TransactionStatus.INERROR)
+
+
 def _undoing(left: Leftover, before: SessionState) -> str:
     name = _identifier(left.name)
     if left.what == "session authorization":
@@ -115,6 +146,8 @@ def _undoing(left: Leftover, before: SessionState) -> str:
         return f"unlisten {name}"
     if left.what == "cursor":
         return f"close {name}"
+    if left.what == "prepared statement":
+        return f"deallocate {name}"
     if left.what == "setting":
         known = before.settings.get(left.name)
         value = known.value if known is not None else before.custom.get(left.name)
@@ -138,6 +171,7 @@ def _state(rows: list[tuple[str, ...]], login: str) -> SessionState:
         channels=frozenset(name for name, *_ in of("channel")),
         relations=frozenset((name, _RELATIONS.get(kind, "temporary table")) for name, kind, _ in of("relation")),
         cursors=frozenset(name for name, *_ in of("cursor")),
+        prepared={name: statement for name, statement, _ in of("prepared")},
     )
 
 
@@ -152,11 +186,15 @@ def _lock(classid: str, objid: str, how: str) -> str:
 
 
 def _ask(connection: Any, statement: str) -> list[tuple[str, ...]] | None:
+    return _rows_of(connection.pgconn, statement)
+
+
+def _rows_of(pgconn: Any, statement: str) -> list[tuple[str, ...]] | None:
     """Execute statements; return the rows of all of them, or None where one failed."""
     from psycopg import Error, pq
 
     try:
-        results = results_of(connection.pgconn, statement.encode())
+        results = results_of(pgconn, statement.encode())
     except Error:  # closed by the server, or by somebody in another thread
         return None
     if any(result.status == pq.ExecStatus.FATAL_ERROR for result in results) or not results:

@@ -18,12 +18,14 @@ _VERBS: Final[dict[What, str]] = {
     "advisory lock": "locked",
     "channel": "listened",
     "cursor": "declared",
+    "prepared statement": "prepared",
 }
 
 
 def verb(finding: Finding) -> str:
     """Return the label of the line that shows the origin: the statement, or else the checkout."""
-    return "taken" if finding.origin == finding.opened else _VERBS.get(finding.left[0].what, "created")
+    is_checkout = finding.shared is None and finding.origin == finding.opened
+    return "taken" if is_checkout else _VERBS.get(finding.left[0].what, "created")
 
 
 def left(finding: Finding) -> str:

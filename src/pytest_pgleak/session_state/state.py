@@ -18,6 +18,7 @@ What = Literal[
     "temporary view",
     "temporary sequence",
     "cursor",
+    "prepared statement",
 ]
 
 
@@ -49,6 +50,7 @@ class SessionState:
         channels: What it listens on.
         relations: Temporary relations: name and `What`.
         cursors: Names of the cursors ``WITH HOLD``.
+        prepared: The text of each prepared statement, by its name; only read where a session is shared.
     """
 
     settings: Mapping[str, Setting] = field(default_factory=dict)
@@ -59,6 +61,7 @@ class SessionState:
     channels: frozenset[str] = frozenset()
     relations: frozenset[tuple[str, What]] = frozenset()
     cursors: frozenset[str] = frozenset()
+    prepared: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 BORN = SessionState()
@@ -88,8 +91,29 @@ class Leftover:
 
 
 @dataclass(frozen=True, slots=True)
+class SharedServer:
+    """Server connections of PgBouncer's, which one client after the other is given.
+
+    Attributes:
+        database: Database of their pool, as clients call it.
+        user: User of their pool.
+        pool_mode: ``session``, ``transaction`` or ``statement``.
+        pids: Their backends.
+    """
+
+    database: str
+    user: str
+    pool_mode: str
+    pids: tuple[int, ...] = ()
+
+    def of(self, pids: Iterable[int]) -> SharedServer:
+        """Return some of them."""
+        return replace(self, pids=tuple(pids))
+
+
+@dataclass(frozen=True, slots=True)
 class LeftState:
-    """What was left on one pooled connection by one line.
+    """What was left on one pooled connection, or on a server connection of PgBouncer's, by one line.
 
     Attributes:
         connection: Serial of the connection.
@@ -98,6 +122,7 @@ class LeftState:
         moment: The statement that did it; the checkout, where no statement is known.
         holder: The checkout in which it happened.
         left: What was left.
+        shared: The server connections on which it was left, where PgBouncer stands in between.
     """
 
     connection: int
@@ -106,6 +131,7 @@ class LeftState:
     moment: Moment
     holder: Moment
     left: tuple[Leftover, ...]
+    shared: SharedServer | None = None
 
 
 def left_since(before: SessionState, now: SessionState, before_is_complete: bool = False) -> tuple[Leftover, ...]:

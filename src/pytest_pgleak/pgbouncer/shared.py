@@ -1,0 +1,189 @@
+"""What one client has left on a server connection that PgBouncer gives to the next one. Pure.
+
+That something was left is never told from the text of a statement: another client has seen it. Statements only tell
+whose doing it was, and where nothing tells that, nobody is accused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from pytest_pgleak.events import ConnectionFacts, Moment
+from pytest_pgleak.session_state.hints import mentions
+from pytest_pgleak.session_state.state import Leftover, LeftState, SessionState, SharedServer, left_since
+from pytest_pgleak.session_state.statements import names_in
+from pytest_pgleak.sql import one_line
+
+FOLLOWED: Final = frozenset(
+    ("application_name", "client_encoding", "datestyle", "intervalstyle", "standard_conforming_strings", "timezone")
+)
+"""Settings that PgBouncer itself sets anew for each client (PgBouncer, config.md, ``track_extra_parameters``)."""
+
+_LONGEST: Final = 2_000
+"""Characters of a statement that are read."""
+_LOCKS: Final = re.compile(r"\bpg_(?:try_)?advisory_lock")
+_UNLOCKS: Final = re.compile(r"\bpg_advisory_unlock(?!_all)")
+_PREPARES: Final = re.compile(r"\s*prepare\s+(?!transaction\b)")
+_PLACEHOLDER: Final = re.compile(r"\$\d+|%(?:\(\w+\))?[sbt]")
+_LEAVES: Final = re.compile(
+    r"\s*(?:set\s+(?!local\b|transaction\b|constraints\b)|listen\b|declare\b|create\s|reset\b|unlisten\b|discard\b"
+    r"|deallocate\b|drop\b|close\b)|\bset_config\s*\(.*?,\s*false\s*\)|\binto\s+(?:local\s+|global\s+)?temp|advisory_(?:un)?lock"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SharedHint:
+    """A statement that may have left something, or that has taken something away again.
+
+    Attributes:
+        text: The statement in lower case, without the values in it.
+        names: Names of the settings in it.
+        moment: Where it was executed.
+        connection: Serial of the connection.
+        facts: Facts of the connection.
+        prepared: Name and text of a statement that the driver itself has prepared meanwhile.
+    """
+
+    text: str
+    names: frozenset[str]
+    moment: Moment
+    connection: int
+    facts: ConnectionFacts
+    prepared: tuple[str, str] | None = None
+
+    @property
+    def outlives_rollback(self) -> bool:
+        """Whether what it did stays where its transaction is rolled back."""
+        return self.prepared is not None or bool(_LOCKS.search(self.text) or _PREPARES.match(self.text))
+
+
+def parts_of(statement: str, parameters: object = None) -> tuple[tuple[str, frozenset[str]], ...]:
+    """Take those statements out of a text that are hints, each with the names of the settings in it.
+
+    Args:
+        statement: As it was given to the driver.
+        parameters: Its parameters.
+    """
+    text = one_line(statement[:_LONGEST], _LONGEST).lower()
+    if not _LEAVES.search(text) and not _PREPARES.match(text):
+        return ()
+    parts = []
+    for part in text.split(";"):
+        if _PREPARES.match(part) or _LEAVES.search(part):
+            names = names_in(statement[:_LONGEST], parameters) if "set_config" in part else names_in(part)
+            parts.append((part.strip(), names))
+    return tuple(parts)
+
+
+def may_leave(statement: str) -> bool:
+    """Tell, quickly, whether a statement may be a hint."""
+    text = statement[:_LONGEST].lower()
+    return _LEAVES.search(text) is not None or _PREPARES.match(text) is not None
+
+
+def is_text_of(prepared: str, statement: str) -> bool:
+    """Tell whether a driver has prepared a statement under this text: it has its own way to write placeholders."""
+    return _PLACEHOLDER.sub("?", prepared) == _PLACEHOLDER.sub("?", statement).replace("%%", "%")
+
+
+def left_on(
+    seen: Mapping[int, SessionState],
+    hints: Sequence[SharedHint],
+    server: SharedServer,
+    followed: Collection[str] = FOLLOWED,
+) -> tuple[LeftState, ...]:
+    """Tell what was left, and by which statements.
+
+    Args:
+        seen: What another client has seen on idle server connections, by the pid of their backends.
+        hints: Statements of this process that have ended, in their order.
+        server: What is known of these server connections.
+        followed: Names, in lower case, of the settings that PgBouncer sets anew for each client.
+    """
+    by_line: dict[tuple[object, ...], tuple[SharedHint, list[Leftover], list[int]]] = {}
+    for pid, state in sorted(seen.items()):
+        for each in _found(state):
+            if each.what == "setting" and each.name.lower() in followed:
+                continue
+            if (hint := _cause(each, state, hints)) is None:
+                continue
+            line = (hint.moment.stack, id(hint.moment.request), hint.moment.owner.serial)
+            _, left, pids = by_line.setdefault(line, (hint, [], []))
+            if each.name not in {other.name for other in left if other.what == each.what}:
+                left.append(each)
+            pids.append(pid)
+    return tuple(
+        LeftState(
+            hint.connection, hint.facts, None, hint.moment, hint.moment, tuple(left), server.of(dict.fromkeys(pids))
+        )
+        for hint, left, pids in by_line.values()
+    )
+
+
+def _found(state: SessionState) -> Iterable[Leftover]:
+    # As the server makes a session. What ALTER ROLE has set is no setting of the session.
+    before = SessionState(role="none", custom=dict.fromkeys(state.custom, ""))
+    yield from left_since(before, state)
+    yield from (Leftover("prepared statement", name) for name in sorted(state.prepared))
+
+
+def _cause(left: Leftover, state: SessionState, hints: Sequence[SharedHint]) -> SharedHint | None:
+    """Return the statement that has left something: the last that speaks of it, unless it was taken away again."""
+    if left.what == "advisory lock":
+        return _cause_of_lock(hints)
+    undone = set()
+    for hint in reversed(hints):
+        if hint.connection in undone:
+            continue
+        if _undoes(hint.text, left):
+            undone.add(hint.connection)
+        elif _leaves(hint, left, state):
+            return hint
+    return None
+
+
+def _cause_of_lock(hints: Sequence[SharedHint]) -> SharedHint | None:
+    # Which lock, the text does not say: its key may be a parameter. Each of them has to be given back once.
+    held: dict[int, list[SharedHint]] = {}
+    for hint in hints:
+        locks = held.setdefault(hint.connection, [])
+        locks += [hint] * len(_LOCKS.findall(hint.text))
+        if "pg_advisory_unlock_all" in hint.text or hint.text.startswith("discard all"):
+            locks.clear()
+        del locks[len(locks) - min(len(locks), len(_UNLOCKS.findall(hint.text))) :]
+    last = [locks[-1] for locks in held.values() if locks]
+    return max(last, key=lambda hint: hint.moment.at) if last else None
+
+
+def _leaves(hint: SharedHint, left: Leftover, state: SessionState) -> bool:
+    if left.what == "prepared statement":
+        if hint.prepared is not None:
+            return hint.prepared == (left.name, state.prepared[left.name])
+        return _PREPARES.match(hint.text) is not None and _word(left.name, hint.text)
+    return hint.prepared is None and mentions(hint.text, hint.names, left)
+
+
+def _undoes(text: str, left: Leftover) -> bool:
+    if text.startswith("discard all"):
+        return True
+    if left.what == "setting":
+        is_default = re.search(r"(?:\bto|=)\s*default\b", text) is not None
+        return text.startswith("reset all") or (
+            (text.startswith("reset") or is_default) and (_word(left.name, text) or mentions(text, frozenset(), left))
+        )
+    if left.what in ("role", "session authorization"):
+        return re.match(rf"(?:reset\s+(?:all|{left.what})|set\s+role\s+none|.*\bdefault$)", text) is not None
+    if left.what == "channel":
+        return text.startswith("unlisten") and ("*" in text or _word(left.name, text))
+    if left.what == "prepared statement":
+        return text.startswith("deallocate") and (text.endswith("all") or _word(left.name, text))
+    if left.what == "cursor":
+        return text.startswith("close") and (text.endswith("all") or _word(left.name, text))
+    return text.startswith("discard temp") or (text.startswith("drop") and _word(left.name, text))
+
+
+def _word(word: str, text: str) -> bool:
+    return re.search(rf"(?<![\w$]){re.escape(word.lower())}(?![\w$])", text) is not None
