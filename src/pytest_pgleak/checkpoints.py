@@ -58,8 +58,8 @@ class Judge:
         may_collect: Tells whether the garbage collector may be run where something is still open.
         prepared: Looks after prepared transactions.
         sessions: Knows what was left in the sessions of pooled connections.
-        shared: Knows what was left on server connections of PgBouncer's.
         may_be_ours: Tells whether a backend that nobody here has opened may be this process's doing at all.
+        shared: Knows what was left on server connections of PgBouncer's.
     """
 
     def __init__(
@@ -72,8 +72,8 @@ class Judge:
         may_collect: Callable[[], bool],
         prepared: PreparedWatch,
         sessions: SessionTracking,
-        shared: SharedSessions,
         may_be_ours: Callable[[Backend], bool] = lambda _backend: True,
+        shared: SharedSessions | None = None,
     ) -> None:
         self._may_be_ours = may_be_ours
         self._sessions = sessions
@@ -132,7 +132,9 @@ class Judge:
         return self._with_server(found, checkpoint, new)
 
     def _client_side(self, checkpoint: Checkpoint) -> Findings:
-        question, left = checkpoint.question, self._sessions.left() + self._shared.left()
+        question, left = checkpoint.question, self._sessions.left()
+        if self._shared is not None:
+            left += self._shared.left()
         if not left and not question.left_open and not self._ledger.may_have_left(question.ended, question.judged):
             checkpoint.view = View()  # what nearly every test has left, and it costs a third
             return ()
@@ -150,7 +152,9 @@ class Judge:
             elif finding.prepared is not None:
                 self._prepared.settled(finding)
             elif finding.subject == "session":
-                (self._sessions if finding.shared is None else self._shared).settle(finding.serial, finding.left)
+                sessions = self._sessions if finding.shared is None else self._shared
+                if sessions is not None:
+                    sessions.settle(finding.serial, finding.left)
             elif finding.subject == "nested checkout":
                 self._ledger.settle_nested({finding.serial})
             elif finding.subject == "transaction":

@@ -91,8 +91,8 @@ class State:
             self._may_collect,
             prepared,
             self.sessions,
-            self.shared,
             self._may_be_ours,
+            self.shared,
         )
         self.budget = Budget(
             self.ledger,

@@ -83,7 +83,7 @@ class WorkerState:
             self.observers,
             lambda facts: self._may_change(facts.dbname),
             prepared.heal,
-            self.sessions.undo,
+            lambda finding: self.sessions.undo(finding.serial, finding.left),
             self.ledger.undone,
         )
         # Fixtures are pytest's; of the owners that may close something only lifespans are here.

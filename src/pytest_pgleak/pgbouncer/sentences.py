@@ -24,12 +24,9 @@ def _has(through: Through) -> str:
 def ended(shared: SharedServer) -> str:
     """Say where it was left."""
     pids = ", ".join(str(pid) for pid in shared.pids)
-    is_one = len(shared.pids) == 1
-    where = (
-        f"a server connection of PgBouncer's (pid {pids})"
-        if is_one
-        else f"server connections of PgBouncer's (pids {pids})"
-    )
+    where = f"a server connection of PgBouncer's (pid {pids})"
+    if len(shared.pids) > 1:
+        where = f"server connections of PgBouncer's (pids {pids})"
     return f"left on {where} in {shared.pool_mode} mode; another client has seen it there, and the next one inherits it"
 
 
