@@ -144,18 +144,6 @@ def test_a_role_that_may_not_see_others(
     assert password not in text
 
 
-def test_a_role_without_createdb_uses_the_given_database(
-    role: tuple[str, str], server_dsn: str, pytester: pytest.Pytester
-) -> None:
-    name, password = role
-    dsn = psycopg.conninfo.make_conninfo(server_dsn, user=name, password=password)
-    pytester.makepyfile(USES_THE_SERVER)
-    result = pytester.runpytest_subprocess("-p", "no:pytest_asyncio.plugin", f"--pgleak-dsn={dsn}")
-    result.assert_outcomes(passed=1)
-    assert "CREATEDB" in output_of(result)
-    assert password not in result.stdout.str()
-
-
 def test_a_failing_test_does_not_show_the_password(
     role: tuple[str, str], server_dsn: str, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:

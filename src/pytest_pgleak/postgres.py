@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pytest_pgleak.state import State
 
 
+_MAY_NOT_CREATE = "permission denied to create database"
 _KEPT = 1  # database of an earlier test
 
 
@@ -123,7 +124,7 @@ def worker_database(state: State, server: Postgres, worker: str) -> str:
     except ServerError as error:
         trouble = str(error)
     if trouble:
-        if server.owned or "permission denied to create database" not in trouble:
+        if server.owned or _MAY_NOT_CREATE not in trouble:
             _fail("pgleak_dsn", trouble)
         return _given_database(state, server)
     return Dsn(with_dbname(server.dsn, name))
@@ -171,6 +172,8 @@ def _create(state: State, server: Postgres, name: str, template: str | None = No
 
 
 def _explained(trouble: str, template: str) -> str:
+    if _MAY_NOT_CREATE in trouble:
+        return f"{trouble}\nA database for one test needs a role that may create databases: ALTER ROLE … CREATEDB."
     if "is being accessed by other users" not in trouble:
         return trouble
     if template.endswith("_template"):
