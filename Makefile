@@ -7,6 +7,8 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 # The tests take from milliseconds to a minute each: who has done his share takes from the other's.
 PYTEST_ARGS ?= -n auto --dist worksteal
+# Where it is set, pytest rewrites the asserts of all plugins anew in each inner run: two thirds of a run with all of them.
+unexport PYTHONDONTWRITEBYTECODE
 COMPAT_VENV ?= .venv-compat
 COMPAT_READY = $(COMPAT_VENV)/.ready
 
