@@ -13,6 +13,8 @@ from types import SimpleNamespace
 
 import psycopg
 import pytest
+from docker_engines import DEADLINE as ENGINE_DEADLINE
+from docker_engines import Engine, connected
 
 import pytest_pgleak
 from pytest_pgleak.servers import ServerError, ServerRequest, plan, start
@@ -131,6 +133,22 @@ def run_python(script, *, environment=None, **options):
     finally:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture(scope="session")
+def docker_api():
+    with connected() as client:
+        yield client
+
+
+@pytest.fixture
+def engine(docker_api, run_dir):
+    engine = Engine(docker_api, run_dir)
+    yield engine
+    left = wait_until(lambda: not engine.traces(), ENGINE_DEADLINE) or engine.traces()
+    for each in engine.containers():
+        docker_api.remove_container(each["Id"], v=True, force=True)
+    assert left is True
 
 
 @pytest.fixture(name="wait_until", scope="session")

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import gc
-import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from contextlib import ExitStack, suppress
-from hashlib import sha256
-from types import SimpleNamespace
 
 import pytest
+from docker_engines import DEADLINE, IMAGE
 
-from pytest_pgleak.servers import Plan, ServerError, ServerRequest, cluster, daemon, plan, start
-
-IMAGE = os.environ.get("PGLEAK_TEST_IMAGE", "pgleak-test")
-DEADLINE = 20.0  # seconds; what is expected takes less than one
-
-needs_client = pytest.mark.skipif(not daemon.client_installed(), reason="testcontainers is not installed")
+from pytest_pgleak.servers import ServerError, cluster, start
 
 JOIN = f"""
 import sys, time
@@ -42,51 +33,10 @@ SUITE = """
         written.write_text(seen, encoding="utf-8")
         written.rename(f"{os.getpid()}.seen")
         assert pgleak_postgres.source == "docker"
-        time.sleep(WAIT)
+        deadline = time.monotonic() + 60
+        while not pathlib.Path("go").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
 """
-
-
-class Engine:
-    """What a test of this directory has on the Docker daemon."""
-
-    def __init__(self, api, run_dir):
-        self.api = api
-        self.run_dir = run_dir
-
-    def containers(self):
-        """The containers whose lock lies in this test's own directory."""
-        found = self.api.containers(all=True, filters={"label": "pytest-pgleak"})
-        return [each for each in found if each["Labels"]["pytest-pgleak.directory"].startswith(str(self.run_dir.path))]
-
-    def traces(self):
-        return [each["Names"] for each in self.containers()] + self.run_dir.traces()
-
-    def plan(self, run_id=None, image=IMAGE):
-        return plan(ServerRequest(server="docker", docker_image=image, run_id=run_id))
-
-
-@pytest.fixture(scope="session")
-def api():
-    if not daemon.client_installed() or not daemon.answers():
-        pytest.skip(daemon.obstacle())
-    import docker
-
-    with ExitStack() as stack:
-        client = docker.APIClient(**docker.utils.kwargs_from_env(environment=daemon.environment()))
-        stack.callback(client.close)
-        if not client.images(IMAGE):
-            pytest.skip(f"the image {IMAGE} is not there: tests/docker_image/build {sys.executable} {IMAGE}")
-        yield client
-
-
-@pytest.fixture
-def engine(api, run_dir, wait_until):
-    engine = Engine(api, run_dir)
-    yield engine
-    left = wait_until(lambda: not engine.traces(), DEADLINE) or engine.traces()
-    for each in engine.containers():
-        api.remove_container(each["Id"], v=True, force=True)
-    assert left is True
 
 
 @pytest.fixture
@@ -185,8 +135,10 @@ def test_what_a_run_left_that_died_with_its_reaper_is_swept_by_the_next(engine, 
     living.stop()
 
 
-def test_only_what_is_provably_dead_is_swept(engine, api, run_dir):
+def test_only_what_is_provably_dead_is_swept(engine, run_dir):
     from pytest_pgleak.servers import container_labels, rundir
+
+    api = engine.api
 
     def create(directory, **other):
         labels = container_labels.labels("a token", directory) | other
@@ -220,19 +172,6 @@ def test_only_what_is_provably_dead_is_swept(engine, api, run_dir):
                 api.remove_container(each, v=True, force=True)
 
 
-@needs_client
-@pytest.mark.parametrize(
-    ("host", "way"), [("localhost", ("127.0.0.1", "127.0.0.1")), ("192.0.2.1", ("0.0.0.0", "192.0.2.1"))]
-)
-def test_only_a_daemon_elsewhere_publishes_beyond_loopback(host, way):
-    from testcontainers.core.config import ConnectionMode
-
-    from pytest_pgleak.servers import container_route
-
-    client = SimpleNamespace(get_connection_mode=lambda: ConnectionMode.docker_host, host=lambda: host)
-    assert container_route.find(client) == container_route.Route(*way)
-
-
 def test_the_reaper_needs_no_lock_where_there_are_none(engine, python, wait_until):
     # As on Windows: it waits for the end of a pipe.
     with python(JOIN.replace('run_id="a run"', "plain=True")) as process:
@@ -262,75 +201,11 @@ def test_a_container_that_ends_shows_its_log(engine, monkeypatch):
     assert engine.traces() == []
 
 
-@pytest.mark.parametrize("how", ["context", "socket of a rootless daemon"])
-def test_a_daemon_that_is_elsewhere(how, engine, monkeypatch, tmp_path):
-    from pytest_pgleak.servers.container_client import ContainerClient
-
-    address = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
-    if not address.startswith("unix://"):
-        pytest.skip("needs the daemon's socket")
-    monkeypatch.delenv("DOCKER_HOST", raising=False)
-    if how == "context":
-        monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
-        (tmp_path / "config.json").write_text('{"currentContext": "mine"}')
-        meta = tmp_path / "contexts" / "meta" / sha256(b"mine").hexdigest()
-        meta.mkdir(parents=True)
-        (meta / "meta.json").write_text(
-            json.dumps({"Name": "mine", "Metadata": {}, "Endpoints": {"docker": {"Host": address}}})
-        )
-    else:
-        monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-        (tmp_path / "docker.sock").symlink_to(address.removeprefix("unix://"))
-    before = dict(os.environ)
-    engine.plan()
-    client = ContainerClient()
-    try:
-        assert client.api.ping()
-    finally:
-        client.close()
-    assert dict(os.environ) == before
-
-
-@needs_client
-@pytest.mark.filterwarnings("ignore")
-def test_without_a_daemon_the_error_says_so(tmp_path, monkeypatch):
-    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
-    request = ServerRequest(server="docker")
-    with pytest.raises(ServerError, match=r"no Docker daemon answers at unix://.*/none.sock \(no such file"):
-        plan(request)
-
-    # It may also stop between the plan and the start.
-    with pytest.raises(ServerError, match=r"(?s)The Docker daemon does not answer: .*DOCKER_HOST"):
-        start(Plan("docker", None, "PostgreSQL in a container", request))
-    # Docker's library leaves the socket of a failed attempt to the garbage collector: let that be here, where warnings
-    # are ignored, and not in somebody else's test.
-    gc.collect()
-
-
-@needs_client
-def test_a_daemon_that_says_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(daemon, "_KNOCK_TIMEOUT", 0.2)
-    with socket.socket(socket.AF_UNIX) as silent:
-        silent.bind(str(tmp_path / "silent.sock"))
-        silent.listen()
-        monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/silent.sock")
-        with pytest.raises(ServerError, match=r"silent.sock \(timed out\)"):
-            plan(ServerRequest(server="docker"))
-
-
-def pytest_run(pytester, wait, workers=2):
-    pytester.makepyfile(SUITE.replace("WAIT", str(wait)))
+def pytest_run(pytester, workers=2):
+    pytester.makepyfile(SUITE)
     pytester.makeini(f"[pytest]\npgleak_server = docker\npgleak_docker_image = {IMAGE}\n")
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "no:pytest_asyncio.plugin",
-        "-p",
-        "no:cacheprovider",
-        f"-n{workers}",
-    ]
+    options = ["-p", "no:pytest_asyncio.plugin", "-p", "no:cacheprovider", f"-n{workers}"]
+    command = [sys.executable, "-m", "pytest", *options]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
@@ -340,8 +215,11 @@ def seen_by_workers(pytester):
     return {int(path.stem): path.read_text(encoding="utf-8").split() for path in pytester.path.glob("*.seen")}
 
 
-def test_pytest_with_workers(engine, pytester):
-    with pytest_run(pytester, 0.2) as process:
+def test_pytest_with_workers(engine, pytester, wait_until):
+    with pytest_run(pytester) as process:
+        # Each has a test, so neither can do them all.
+        assert wait_until(lambda: len(seen_by_workers(pytester)) == 2, 60)
+        (pytester.path / "go").touch()
         output = process.communicate(timeout=120)[0]
     assert "4 passed" in output, output
     seen = list(seen_by_workers(pytester).values())
@@ -354,7 +232,7 @@ def test_pytest_with_workers(engine, pytester):
 @pytest.mark.parametrize("who", ["pytest", "a worker", "everybody"])
 def test_pytest_is_killed(who, engine, pytester, wait_until):
     workers = 0 if who == "pytest" else 2
-    with pytest_run(pytester, 1 if who == "a worker" else 60, workers) as process:
+    with pytest_run(pytester, workers) as process:
         try:
             assert wait_until(lambda: len(seen_by_workers(pytester)) == (workers or 1), 60)
             assert len(engine.containers()) == 1
@@ -362,6 +240,7 @@ def test_pytest_is_killed(who, engine, pytester, wait_until):
                 kill(process.pid)
             elif who == "a worker":
                 kill(next(iter(seen_by_workers(pytester))))
+                (pytester.path / "go").touch()
             else:
                 os.killpg(process.pid, signal.SIGKILL)
             output = process.communicate(timeout=60)[0]

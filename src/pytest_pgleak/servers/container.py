@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import secrets
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -32,41 +32,38 @@ def start_container(plan: Plan) -> RunningServer:
             log.
     """
     libpq.pq()
-    client = ContainerClient()
-    try:
-        start = functools.partial(_start, plan, client)
-        if plan.request.plain:
-            return start([])  # no locks: a container for each process, which its reaper removes when that has ended
-        from pytest_pgleak.servers import rundir, sharing
+    start = functools.partial(_start, plan)
+    if plan.request.plain:
+        return start([])  # no locks: a container for each process, which its reaper removes when that has ended
+    from pytest_pgleak.servers import rundir, sharing
 
-        parent = rundir.choose_parent(None)
-        if plan.request.run_id is not None:
-            return sharing.share(sharing.Place(parent, None, plan.request.run_id), plan, start)
-        rundir.sweep(parent, None)
-        return start([rundir.create(parent, None)])
-    finally:
-        client.close()
+    parent = rundir.choose_parent(None)
+    if plan.request.run_id is not None:
+        return sharing.share(sharing.Place(parent, None, plan.request.run_id), plan, start)
+    rundir.sweep(parent, None)
+    return start([rundir.create(parent, None)])
 
 
-def _start(plan: Plan, client: ContainerClient, leases: list[Lease]) -> RunningServer:
+def _start(plan: Plan, leases: list[Lease]) -> RunningServer:
     token, password = secrets.token_hex(8), secrets.token_urlsafe(16)
     lease = leases[0] if leases else None
+    reaper = None
     try:
-        image = client.obtain(plan.request.docker_image or DEFAULT_IMAGE)
-        # Before there is a container, so that none is ever without it.
-        label = f"{container_labels.TOKEN}={token}"
-        reaper = Reaper(lease, label, client.environment, shared=lease is not None and plan.request.run_id is not None)
+        with closing(ContainerClient()) as client:
+            image = client.obtain(plan.request.docker_image or DEFAULT_IMAGE)
+            # Before there is a container, so that none is ever without it.
+            label = f"{container_labels.TOKEN}={token}"
+            shared = lease is not None and plan.request.run_id is not None
+            reaper = Reaper(lease, label, client.environment, shared=shared)
+            container = _run(plan, client, image, token, password, lease)
+            dsn, version = _await_ready(plan, client, container, password)
+            reaper.check()
     except BaseException:
-        if lease is not None:
+        if reaper is not None:
+            with suppress(ServerError):
+                _stop(reaper, token)
+        elif lease is not None:
             _give_up(lease)
-        raise
-    try:
-        container = _run(plan, client, image, token, password, lease)
-        dsn, version = _await_ready(plan, client, container, password)
-        reaper.check()
-    except BaseException:
-        with suppress(ServerError):
-            reaper.stop()
         raise
     description = f"PostgreSQL {version} {plan.origin}"
     stop = functools.partial(_stop, reaper, token)
@@ -138,13 +135,11 @@ def _stop(reaper: Reaper, token: str) -> None:
         return
     from docker.errors import DockerException
 
-    client = ContainerClient()
     try:
-        container_labels.remove(client.api, token)
+        with closing(ContainerClient()) as client:
+            container_labels.remove(client.api, token)
     except (DockerException, OSError) as error:
         raise ServerError(f"The container of the test server was not removed: {explanation(error)}") from None
-    finally:
-        client.close()
 
 
 def _failure(plan: Plan, what: str, log: str | None = None) -> str:
