@@ -3,7 +3,7 @@
 ``python docs/examples.py`` rewrites README.md and the pages below docs/; ``--check`` only compares, and exits with 1
 and a diff where a page is stale. It needs a PostgreSQL server as the tests do: PGLEAK_DSN, or whatever pgleak finds.
 
-Seven comments in a page are instructions to this script (``…`` is what it replaces):
+Eight comments in a page are instructions to this script (``…`` is what it replaces):
 
 - ``<!-- file: test_a.py -->`` and a fenced block: a file. The files of a page are run together, by one pytest.
 - ``<!-- command -->`` and a fenced block: the command that runs them, where it is not ``pytest`` alone.
@@ -15,6 +15,8 @@ Seven comments in a page are instructions to this script (``…`` is what it rep
   for a lock.
 - ``<!-- run: ARGUMENTS -->`` … ``<!-- /run -->``: pgleak's summary of one more pytest, with these arguments, on the
   files that the page has shown by then. A page with such runs is played from top to bottom, in one directory.
+- ``<!-- pgbouncer: MODE -->``: the files of the page are run with a PgBouncer in this pool mode. ``DATABASE_URL`` leads
+  through it, to a database that has a table ``visits``; pgleak is told of its console, and of PostgreSQL.
 - ``<!-- needs: NAME … -->``: modules without which the page is left as it is.
 - ``<!-- code: PATH NAME … -->`` … ``<!-- /code -->``: these functions of a file of the repository.
 """
@@ -23,8 +25,10 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import difflib
 import functools
+import importlib
 import importlib.util
 import itertools
 import json
@@ -36,11 +40,12 @@ import sys
 import tempfile
 import textwrap
 import threading
+import uuid
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 DEMO: Final = "demo_app/tests/test_leaky.py"
@@ -56,6 +61,7 @@ _CODE: Final = re.compile(r"(<!-- code: (?P<path>\S+) (?P<names>[^\n]+) -->\n).*
 
 _OF_THE_RUN: Final = ("summary", "annotations")
 _NEEDS: Final = re.compile(r"<!-- needs: (?P<names>[^\n]+) -->")
+_PGBOUNCER: Final = re.compile(r"<!-- pgbouncer: (?P<mode>\w+) -->")
 _RULER: Final = re.compile(r"(?P<fill>[_=]{2,}) (?P<title>.+?) (?P=fill)_?=?|={3,}|-{3,} .* -{3,}")
 _WAITS: Final = re.compile(r"pgleak: \S+::(?P<name>\S+) \(\w+\) has been waiting for a lock for \S+ s")
 _PHASE: Final = re.compile(r"ERROR at (setup|teardown) of ")
@@ -72,6 +78,7 @@ _CHANGING: Final = (
     (re.compile(r"\b\d+ connection\(s\) in it"), "1 connection(s) in it"),
     (re.compile(r"\bpgleak_main_[0-9a-f]+"), "pgleak_main_1f2e3d4c"),
     (re.compile(r"\bfrom port \d+"), "from a Unix socket"),
+    (re.compile(r"\bclient 127\.0\.0\.1:\d+"), "client 127.0.0.1:51234"),
     (re.compile(r"\basyncio-portal-[0-9a-f]+"), "asyncio-portal-1"),
 )
 """What differs from run to run, and from server to server."""
@@ -190,12 +197,53 @@ def own_run(page: str) -> dict[str, str]:
     with tempfile.TemporaryDirectory(prefix="pgleak-docs-") as directory:
         for name, text in files.items():
             (Path(directory) / name).write_text(text, encoding="utf-8")
-        variables, arguments = command_of(page)
-        found = sections(run_pytest(arguments, Path(directory), **variables))
+        with pgbouncer_of(page) as (of_pgbouncer, console):
+            variables, arguments = (of_pgbouncer, console) if console else command_of(page)
+            found = sections(run_pytest(arguments, Path(directory), **variables))
         for name in {match["name"] for match in _OUTPUT.finditer(page)}:
             if (written := Path(directory) / name).is_file():
                 found[f"output: {name}"] = normalised(written.read_text(encoding="utf-8"))
         return found
+
+
+@contextlib.contextmanager
+def pgbouncer_of(page: str) -> Iterator[tuple[dict[str, str], tuple[str, ...]]]:
+    """Run the PgBouncer that a page asks for, if it does, with a server behind it.
+
+    Yields:
+        Environment variables, and arguments of pytest.
+    """
+    if (match := _PGBOUNCER.search(page)) is None:
+        yield {}, ()
+        return
+    import psycopg
+    from psycopg.conninfo import make_conninfo
+
+    from pytest_pgleak.servers import ServerRequest, plan, start
+
+    server = start(plan(ServerRequest(dsn=os.environ.get("PGLEAK_DSN"))))
+    name = f"app_{uuid.uuid4().hex[:8]}"
+    try:
+        with psycopg.connect(server.dsn, autocommit=True) as admin:
+            admin.execute(f"create database {name}")
+            straight = make_conninfo(server.dsn, dbname=name)
+            try:
+                with psycopg.connect(straight) as conn:
+                    conn.execute("create table visits (name text)")
+                with _pgbouncers().pgbouncer(straight, match["mode"]) as address:
+                    through = make_conninfo(address, dbname=name)
+                    console = make_conninfo(address, user="admin", dbname="pgbouncer")
+                    yield {"DATABASE_URL": through, "PGLEAK_DSN": straight}, (f"--pgleak-pgbouncer={console}",)
+            finally:
+                admin.execute(f"drop database {name} with (force)")
+    finally:
+        server.stop()
+
+
+def _pgbouncers() -> Any:
+    if (tests := str(ROOT / "tests")) not in sys.path:
+        sys.path.append(tests)
+    return importlib.import_module("pgbouncers")
 
 
 def command_of(page: str) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -282,9 +330,12 @@ def function_sources(path: str, names: list[str]) -> str:
 
 
 def missing(page: str) -> list[str]:
-    """Return the modules that a page needs and that are not installed."""
+    """Return what a page needs and what is not installed: modules, PgBouncer."""
     named = _NEEDS.search(page)
-    return [name for name in named["names"].split() if importlib.util.find_spec(name) is None] if named else []
+    lacking = [name for name in named["names"].split() if importlib.util.find_spec(name) is None] if named else []
+    if _PGBOUNCER.search(page) and _pgbouncers().PROGRAM is None:
+        lacking.append("pgbouncer")
+    return lacking
 
 
 def refreshed(page: str) -> str:
@@ -347,7 +398,7 @@ def main() -> int:
     for path, before, made in all_made(named or pages()):
         name = path.relative_to(ROOT).as_posix()
         if lacking := missing(before):
-            print(f"{name}: left as it is, for {' and '.join(lacking)} cannot be imported", file=sys.stderr)
+            print(f"{name}: left as it is, for {' and '.join(lacking)} cannot be found", file=sys.stderr)
             status = status or int(bool(named))
             continue
         try:
