@@ -25,7 +25,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _LAST: Final = ("http.response.body", "http.response.pathsend")
-_SEEN: Final = "pytest_pgleak"
+SEEN: Final = "pytest_pgleak"
 """Key in the ASGI scope of a call that is being followed already: a mounted application is the same request."""
 
 
@@ -89,10 +89,10 @@ class AsgiTracking:
             starlette: The application object, where it is one of Starlette's.
         """
         __tracebackhide__ = True  # of an error of the application's own, which comes through here
-        if _SEEN in scope or scope["type"] not in ("http", "websocket", "lifespan"):
+        if SEEN in scope or scope["type"] not in ("http", "websocket", "lifespan"):
             await app(scope, receive, send)
             return
-        scope[_SEEN] = True
+        scope[SEEN] = True
         self._loops.seen()
         if scope["type"] == "lifespan":
             owner = self._ownership.begin_lifespan(runner or self._ownership.active, starlette)
@@ -106,7 +106,7 @@ class AsgiTracking:
         @functools.wraps(original)
         async def __call__(self: Any, scope: Scope, receive: Receive, send: Send) -> None:
             __tracebackhide__ = True
-            if _SEEN in scope:
+            if SEEN in scope:
                 await original(self, scope, receive, send)
             else:
                 await tracking.call(functools.partial(original, self), scope, receive, send, starlette=self)

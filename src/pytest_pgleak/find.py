@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -231,12 +232,19 @@ def _of_transactions(view: View, question: Question) -> list[tuple[float, Findin
             key = (kind, id(request_of(transaction)), transaction.how, *places)
             groups.setdefault(key, []).append(transaction)
     return [
-        (transactions[0].ended.at, _of_transaction(str(key[0]), transactions, view))
+        (transactions[0].ended.at, of_transactions(str(key[0]), transactions, view))
         for key, transactions in groups.items()
     ]
 
 
-def _of_transaction(kind: str, transactions: list[Transaction], view: View) -> Finding:
+def of_transactions(kind: str, transactions: Sequence[Transaction], view: View) -> Finding:
+    """Make the finding about transactions that have ended in the same way, on the same lines.
+
+    Args:
+        kind: Its kind.
+        transactions: The transactions, at least one.
+        view: The ledger, for their pools.
+    """
     first = transactions[0]
     pool = view.pools.get(first.pool) if first.pool is not None else None
     if pool is None and first.pool_facts is not None:

@@ -100,6 +100,8 @@ class Tracker:
         """Know the servers."""
         self.shared: SharedSessions | None = None
         """Knows what was left on server connections of PgBouncer's."""
+        self.executed: Callable[[int, ConnectionFacts, str, str, Callable[[], Moment]], None] | None = None
+        """Told of each statement: the connection's serial and facts, its status then, the server's answer, where."""
         self._out: dict[int, tuple[int, Moment]] = {}
         self._closes_instead: set[int] = set()
         self._transactions = TransactionTracking(
@@ -277,6 +279,8 @@ class Tracker:
                 self._closes_instead.discard(serial)
                 operation = replace(operation, how=How.CLOSE)
             self._transactions.after(serial, facts, statuses, operation, error, autocommit)
+            if self.executed is not None and error is None:
+                self.executed(serial, facts, statuses[1], operation.answer, self._moment)
             if self.sessions is not None and operation.statement is not None:
                 self.sessions.statement(serial, operation.statement, operation.parameters, self._moment)
             if self.shared is not None and self.shared.follows(facts):

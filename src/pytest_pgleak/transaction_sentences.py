@@ -63,8 +63,10 @@ def ended(finding: Finding, where: str) -> str:
     if transaction.how is How.POOL:
         repair = "closed it" if transaction.status == "ACTIVE" else "rolled it back"
         return f"given back{where} with the transaction open{_failed(transaction)}; the pool {repair}"
-    if transaction.how is How.COLLECTED:
-        return f"garbage-collected with the transaction open; {_nobody_committed(finding.words)}"
+    if transaction.how in (How.COLLECTED, How.KILLED):
+        killed = transaction.how is How.KILLED
+        what = f"worker process {finding.process} was killed" if killed else "garbage-collected"
+        return f"{what} with the transaction open; {_nobody_committed(finding.words)}"
     if transaction.how is How.ROLLBACK:
         if transaction.cause == "GeneratorExit":
             return f"rolled back{where}: the caller left the generator, the code after its `yield` never ran"
@@ -87,6 +89,8 @@ def fix(finding: Finding) -> str:
         )
     if finding.kind == RETURNED_IN_TRANSACTION:
         return f"commit or roll back before `{called(words.give_back)}`, or use `{words.take_to_write}`, which does"
+    if finding.transactions[0].how is How.KILLED:
+        return f"{_commit_before_the_response(words)}; what ends the process later then loses nothing"
     return _fix_lost(finding.transactions[0], words, in_pool=finding.pool is not None)
 
 

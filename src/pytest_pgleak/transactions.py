@@ -18,6 +18,7 @@ class How(enum.Enum):
     POOL = "return to the pool"
     COLLECTED = "garbage collection"
     PREPARED = "prepare"
+    KILLED = "end of its process"
     UNKNOWN = "unknown"
 
 

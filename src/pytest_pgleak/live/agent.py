@@ -13,6 +13,7 @@ from typing import Any, Final
 from pytest_pgleak.clock import Clock
 from pytest_pgleak.libraries.registry import LibraryTracker
 from pytest_pgleak.live.journal import Journal
+from pytest_pgleak.live.last_words import Goodbye, Notes
 from pytest_pgleak.live.wire import (
     Begin,
     Done,
@@ -28,14 +29,19 @@ from pytest_pgleak.live.wire import (
     dumps,
     loads,
 )
+from pytest_pgleak.live.worker_asgi import WorkerAsgi
 from pytest_pgleak.live.worker_checks import WorkerChecks
 from pytest_pgleak.live.worker_state import WorkerState
 from pytest_pgleak.own_thread import OwnThread
 from pytest_pgleak.owners import Owner
+from pytest_pgleak.ownership import Ownership
+from pytest_pgleak.tasks import EventLoops
 
 RULES: Final = "rules"
 """File with the settings, in the directory of a server."""
 SOCKET: Final = "socket"
+_IDLE: Final = 0.05
+"""Seconds without a question after which is written down what stands: the longest late release is shorter."""
 _PATIENCE: Final = 15.0
 """Seconds that a process goes on when pytest has gone: the supervisor ends it sooner, in good order."""
 
@@ -50,8 +56,8 @@ class Agent:
     def __init__(self, directory: str) -> None:
         self._journal = Journal(directory)
         rules: Rules = loads((Path(directory) / RULES).read_bytes())
-        self._state = WorkerState(rules, self._fault, self._lifespan_ended, self._serving)
-        self._checks = WorkerChecks(self._state)
+        self._state = WorkerState(rules, self._fault, self._asgi, Notes(self._journal))
+        self._checks = WorkerChecks(self._state, self._journal)
         self._connection: Connection[Any, Any] = Client(f"{directory}/{SOCKET}", family="AF_UNIX")
         self._one_at_a_time = threading.Lock()
 
@@ -77,6 +83,9 @@ class Agent:
     def _listen(self) -> None:
         while True:
             try:
+                if not self._connection.poll(_IDLE):
+                    self._checks.write_what_stands()
+                    continue
                 message = loads(self._connection.recv_bytes())
             except (EOFError, OSError):
                 break
@@ -111,6 +120,15 @@ class Agent:
             return False
         return True
 
+    def _asgi(self, ownership: Ownership, loops: EventLoops) -> WorkerAsgi:
+        return WorkerAsgi(ownership, loops, self._lifespan_ended, self._serving, self._answered)
+
+    def _answered(self) -> None:
+        try:
+            self._checks.answered()
+        except Exception:  # noqa: BLE001 - a fault of the plugin must not fail the application's request
+            self._state.fault("the end of a request")
+
     def _serving(self) -> None:
         self._send(Serving())
 
@@ -123,3 +141,4 @@ class Agent:
                 self._journal.write(Judged(findings))
         except Exception:  # noqa: BLE001 - a fault of the plugin must not fail the application's shutdown
             self._state.fault("the check of a lifespan")
+        self._journal.write(Goodbye())

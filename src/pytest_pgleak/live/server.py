@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import socket
 import sys
 import sysconfig
@@ -41,6 +42,7 @@ class LiveServer:
         cwd: Where it runs.
         rules: The settings.
         tag: Returns the header of a request that is sent now.
+        told: Takes that header, and the status of the answer that the client has got.
     """
 
     def __init__(
@@ -51,8 +53,10 @@ class LiveServer:
         cwd: Path,
         rules: Rules,
         tag: Callable[[], str],
+        told: Callable[[str, int], None],
     ) -> None:
         self._tag = tag
+        self._told = told
         self.port = _free_port()
         self.command: Command = read_command(text, {**values, "host": HOST, "port": str(self.port)}, sys.executable)
         self.url = f"http://{HOST}:{self.port}"
@@ -118,7 +122,10 @@ class LiveServer:
         def tag(request: httpx.Request) -> None:
             request.headers[HEADER] = self._tag()
 
-        client = httpx.Client(**_options(options, self.url, tag))
+        def told(response: httpx.Response) -> None:
+            self._told(response.request.headers[HEADER], response.status_code)
+
+        client = httpx.Client(**_options(options, self.url, tag, told))
         self._clients.append(client)
         return client
 
@@ -133,7 +140,34 @@ class LiveServer:
         async def tag(request: httpx.Request) -> None:
             request.headers[HEADER] = self._tag()
 
-        return httpx.AsyncClient(**_options(options, self.url, tag))
+        async def told(response: httpx.Response) -> None:
+            self._told(response.request.headers[HEADER], response.status_code)
+
+        return httpx.AsyncClient(**_options(options, self.url, tag, told))
+
+    def reload(self, timeout: float = 30.0) -> None:
+        """Have all workers replaced, gracefully (SIGHUP), and wait until that is done.
+
+        Args:
+            timeout: Longest time, seconds.
+
+        Raises:
+            LiveServerError: The server cannot do that, or does not.
+        """
+        if "uvicorn" in self.command.arguments and self.command.workers < 2:
+            raise LiveServerError(
+                "uvicorn with one worker ends when it is told to reload (SIGHUP): start it with workers=2 or more"
+            )
+        before, pid = set(self.worker_pids), self.pid
+        if pid is not None:
+            os.kill(pid, signal.SIGHUP)
+        give_up_at = Clock.monotonic() + timeout
+        while before & {link.pid for link in self.workers.links} or len(self.worker_pids) < self.command.workers:
+            if (code := self._process.exit_code) is not None:
+                raise LiveServerError(self._failure(f"it has ended with {_code(code)} when it was told to reload"))
+            if Clock.monotonic() > give_up_at:
+                raise LiveServerError(self._failure(f"it did not replace its workers within {timeout:g} s"))
+            Clock.sleep(_POLL)
 
     def stop(self) -> None:
         """Stop it, with everything that it has started."""
@@ -175,9 +209,12 @@ _NOTHING_TO_SEE: Final = (
 )
 
 
-def _options(given: dict[str, Any], url: str, tag: Callable[[Any], object]) -> dict[str, Any]:
+def _options(
+    given: dict[str, Any], url: str, tag: Callable[[Any], object], told: Callable[[Any], object]
+) -> dict[str, Any]:
     hooks = dict(given.get("event_hooks") or {})
     hooks["request"] = [*hooks.get("request", ()), tag]
+    hooks["response"] = [told, *hooks.get("response", ())]
     # A proxy of the machine's would not reach a server on its loopback interface.
     return {"base_url": url, "trust_env": False, **given, "event_hooks": hooks}
 

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from pytest_pgleak.activity import Backend
+from pytest_pgleak.clock import Clock
 from pytest_pgleak.find import Question
 from pytest_pgleak.findings import Finding
 from pytest_pgleak.live.command import DEFAULT, LiveServerError
+from pytest_pgleak.live.last_words import LastWords, killed_in_transaction, lost_write, outlived
 from pytest_pgleak.live.server import LiveServer
-from pytest_pgleak.live.wire import Begin, Forget, Judge, Judged, Pids, Rules, Told, header_of
+from pytest_pgleak.live.wire import Begin, Forget, Judge, Judged, Pids, Rules, Told, header_of, read_header
 from pytest_pgleak.owners import Owner
 from pytest_pgleak.settling import Findings
 from pytest_pgleak.verdicts import Verdicts
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 TIMEOUT: Final = 30.0
 """Seconds that a server gets to answer. Two workers of a FastAPI application take about one."""
+
+_PAUSE: Final = 0.005
 
 
 class LiveServers:
@@ -42,6 +46,7 @@ class LiveServers:
         self._running: list[LiveServer] = []
         self._unasked: list[Finding] = []
         self._active: Owner | None = None
+        self._answers: dict[tuple[int, int], int] = {}
         self._judged: list[tuple[LiveServer, int, int, Finding]] = []
 
     @contextmanager
@@ -72,7 +77,9 @@ class LiveServers:
         try:
             if "{dsn}" in text:
                 values["dsn"] = self._dsn()
-            server = LiveServer(text, values, env or {}, self._state.config.rootpath, self._rules(), self._tag)
+            server = LiveServer(
+                text, values, env or {}, self._state.config.rootpath, self._rules(), self._tag, self._told
+            )
             self._running.append(server)
             try:
                 server.wait(timeout)
@@ -92,6 +99,7 @@ class LiveServers:
     def begin(self, owner: Owner) -> None:
         """A test's call phase begins."""
         self._active = owner
+        self._answers.clear()
         for server in self._running:
             self._greet(server)
 
@@ -168,15 +176,55 @@ class LiveServers:
             return
         self._running.remove(server)
         server.stop()
-        self._read_journals(server)
+        if server.was_killed:
+            self._state.note(
+                f"the live server {server.url} was told to stop and did not; it was killed, and nobody knows what its"
+                " lifespan would have left. Does something in it wait for a client, or hold a thread?"
+            )
+        self._read_journals(server, is_over=True)
         server.clean_up()
 
-    def _read_journals(self, server: LiveServer) -> None:
+    def _read_journals(self, server: LiveServer, is_over: bool = False) -> None:
         findings, faults = server.workers.read_journals()
         self._unasked += findings
+        for pid, words in server.workers.take_last_words().items():
+            if words.has_shut_down:
+                said = self._of_ended(words)
+            elif is_over and server.was_killed:
+                continue  # by ourselves: it had nobody to tell
+            else:
+                said = self._of_killed(pid, words)
+            self._unasked += [replace(finding, process=pid) for finding in said]
         for fault in faults:
             self._state.missed = "internal error in a worker process"
             self._state.note(f"internal error of pytest-pgleak in {fault}")
+
+    def _of_ended(self, words: LastWords) -> Iterator[Finding]:
+        """Find backends that are still at work for a process that has shut down: the server notices late."""
+        give_up_at = Clock.monotonic() + self._state.settings.grace
+        facts = {each.facts.backend_pid: each for each in words.open.values()}
+        while rows := self._state.observers.look([each.facts for each in facts.values()]).backends:
+            if Clock.monotonic() > give_up_at:
+                break
+            Clock.sleep(_PAUSE)
+        for pid, backend in rows.items():
+            yield outlived(facts[pid], backend)
+            if self._state.may_terminate(facts[pid].facts):
+                self._state.observers.terminate([facts[pid].facts])
+
+    def _of_killed(self, pid: int, words: LastWords) -> Iterator[Finding]:
+        yield from words.standing
+        for wrote in words.open_writes.values():
+            request = wrote.moment.request
+            status = self._answers.get((wrote.moment.owner.serial, request.ordinal)) if request is not None else None
+            if status is not None and status < 400:
+                yield lost_write(wrote, status)
+            else:
+                self._state.note(killed_in_transaction(wrote, pid, status, self._state.config.rootpath))
+
+    def _told(self, header: str, status: int) -> None:
+        if (sender := read_header(header)) is not None:
+            self._answers[sender[1].serial, sender[0]] = status
 
     def _rules(self) -> Rules:
         state = self._state

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from pytest_pgleak.asgi import App, AsgiTracking, Receive, Scope, Send
+from pytest_pgleak.asgi import SEEN, App, AsgiTracking, Receive, Scope, Send
 from pytest_pgleak.live.wire import HEADER, PROBE, read_header
 from pytest_pgleak.owners import Owner
 from pytest_pgleak.ownership import Ownership
@@ -19,23 +20,25 @@ class WorkerAsgi(AsgiTracking):
     """Follows ASGI calls, and answers pytest's own.
 
     Args:
+        ownership: Is told of requests and lifespans.
+        loops: Is told in which event loops the application runs.
+        lifespan_ended: Awaited in the application's own event loop when a shutdown has completed.
         serving: Called when a start-up has completed.
-        ownership: As of `AsgiTracking`, and so are the next three.
-        next_request: As above.
-        loops: As above.
-        lifespan_ended: As above.
+        answered: Called when a request is over.
     """
 
     def __init__(
         self,
-        serving: Callable[[], None],
         ownership: Ownership,
-        next_request: Callable[[], int],
         loops: EventLoops,
         lifespan_ended: Callable[[Owner], Awaitable[None]],
+        serving: Callable[[], None],
+        answered: Callable[[], None],
     ) -> None:
-        super().__init__(ownership, next_request, loops, lifespan_ended, _sender)
+        ordinals = itertools.count(1)
+        super().__init__(ownership, lambda: next(ordinals), loops, lifespan_ended, _sender)
         self._serving = serving
+        self._answered = answered
 
     async def call(
         self,
@@ -48,12 +51,17 @@ class WorkerAsgi(AsgiTracking):
     ) -> None:
         """As of `AsgiTracking`."""
         __tracebackhide__ = True
+        is_inner = SEEN in scope
         if scope["type"] == "http" and _value(scope) == PROBE:
             await _answer(send)
             return
         if scope["type"] == "lifespan":
             send = functools.partial(self._started, send)
-        await super().call(app, scope, receive, send, runner, starlette)
+        try:
+            await super().call(app, scope, receive, send, runner, starlette)
+        finally:
+            if scope["type"] != "lifespan" and not is_inner:
+                self._answered()
 
     async def _started(self, send: Send, message: MutableMapping[str, Any]) -> None:
         await send(message)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Final
 
+from pytest_pgleak.activity import NOTHING_KNOWN
 from pytest_pgleak.checkpoints import Checkpoint
 from pytest_pgleak.clock import Clock
-from pytest_pgleak.find import Question
+from pytest_pgleak.find import Question, find
 from pytest_pgleak.findings import Finding
 from pytest_pgleak.kinds import TRANSACTION_LEFT_OPEN
+from pytest_pgleak.live.journal import Journal
+from pytest_pgleak.live.last_words import Standing
 from pytest_pgleak.live.wire import Begin, Judge, Told
 from pytest_pgleak.live.worker_state import WorkerState
 from pytest_pgleak.owners import Owner
@@ -30,10 +33,14 @@ class WorkerChecks:
 
     Args:
         state: The worker's state.
+        journal: Takes what would be found, should the worker be killed.
     """
 
-    def __init__(self, state: WorkerState) -> None:
+    def __init__(self, state: WorkerState, journal: Journal) -> None:
         self._state = state
+        self._journal = journal
+        self._standing: tuple[tuple[str, int], ...] = ()
+        self._is_looked_at = True
         self._active: Owner | None = None
         self._in_transaction_before: frozenset[int] = frozenset()
         self._judged: tuple[Findings, View] = ((), View())
@@ -58,7 +65,7 @@ class WorkerChecks:
         question = replace(
             message.question, in_transaction_before=self._in_transaction_before, left_open=(), transactions=True
         )
-        keep = _Keep(self._state, message.ends_call)
+        keep = _Keep(self._state)
         checkpoint = Checkpoint(question, message.grace, keep=keep, has_new_owners=keep.take_handed_over)
         findings = settle(self._state.judge.settling(checkpoint))
         if message.ends_call and self._active is not None:
@@ -67,7 +74,36 @@ class WorkerChecks:
             self._active = None
         self._state.judge.settled(findings)
         self._judged = (findings, checkpoint.view)
+        if self._standing:
+            self._standing = ()
+            self._journal.write(Standing(()))
         return findings
+
+    def answered(self) -> None:
+        """A request is over: write down what is found of it and cannot heal, should the worker be killed."""
+        self._is_looked_at = False
+        self._stand(lambda finding, _view: not finding.can_heal)
+
+    def write_what_stands(self) -> None:
+        """Some time after that, write down also what is still open."""
+        if not self._is_looked_at:
+            self._is_looked_at = True
+            self._stand(_Keep(self._state))
+
+    def _stand(self, keep: Callable[[Finding, View], bool]) -> None:
+        state, owner = self._state, self._active
+        if owner is None:
+            return
+        owners = frozenset({owner.serial})
+        findings: Findings = ()
+        if state.ledger.may_have_left(owners, owners):
+            view = state.ledger.view()
+            question = Question(owner, owners, owners)
+            findings = tuple(each for each in find(view, NOTHING_KNOWN, question) if keep(each, view))
+        standing = tuple((each.kind, each.serial) for each in findings)
+        if standing != self._standing:
+            self._standing = standing
+            self._journal.write(Standing(findings))
 
     async def judge_lifespan(self, lifespan: Owner) -> Findings:
         """Judge a lifespan that has just ended, in its own event loop."""
@@ -117,12 +153,10 @@ class _Keep:
 
     Args:
         state: The worker's state.
-        is_call: Whether the test's own clients may still be open.
     """
 
-    def __init__(self, state: WorkerState, is_call: bool) -> None:
+    def __init__(self, state: WorkerState) -> None:
         self._state = state
-        self._is_call = is_call
         self._seen: dict[tuple[str, int], bool] = {}
         self._has_handed_over = False
 
@@ -134,7 +168,7 @@ class _Keep:
     def __call__(self, finding: Finding, view: View) -> bool:
         if finding.prepared is not None or not finding.can_heal:
             return True
-        if self._is_call and _is_being_answered(finding, view):
+        if _is_being_answered(finding, view):
             return False
         if finding.kind == TRANSACTION_LEFT_OPEN:
             # A session has begun it, as they do, by itself.

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import gc
-import itertools
 import sys
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Final
 
@@ -15,16 +14,16 @@ from pytest_pgleak.activity import Backend
 from pytest_pgleak.background import Background
 from pytest_pgleak.checkpoints import Judge
 from pytest_pgleak.descriptors import Places
-from pytest_pgleak.events import ConnectionFacts
+from pytest_pgleak.events import ConnectionFacts, Event
 from pytest_pgleak.fixture_owners import FixtureOwners
 from pytest_pgleak.healing import Healer
 from pytest_pgleak.known_servers import KnownServers
 from pytest_pgleak.ledger import Ledger
 from pytest_pgleak.libraries.registry import LibraryTracker
+from pytest_pgleak.live.last_words import Notes
 from pytest_pgleak.live.wire import Rules
 from pytest_pgleak.live.worker_asgi import WorkerAsgi
 from pytest_pgleak.observers import Observers
-from pytest_pgleak.owners import Owner
 from pytest_pgleak.ownership import Ownership
 from pytest_pgleak.patching import Switch
 from pytest_pgleak.prepared.watch import PreparedWatch
@@ -43,16 +42,16 @@ class WorkerState:
     Args:
         rules: The settings, as they were when the server was started.
         fault: Takes the text of a fault of the plugin.
-        lifespan_ended: Awaited when the shutdown of an application has completed.
-        serving: Called when the start-up of an application has completed.
+        asgi: Makes what follows ASGI calls.
+        notes: Is told what happens to connections.
     """
 
     def __init__(
         self,
         rules: Rules,
         fault: Callable[[str], None],
-        lifespan_ended: Callable[[Owner], Awaitable[None]],
-        serving: Callable[[], None],
+        asgi: Callable[[Ownership, EventLoops], WorkerAsgi],
+        notes: Notes,
     ) -> None:
         self.rules = rules
         self._tell_fault = fault
@@ -61,13 +60,14 @@ class WorkerState:
         self.ledger = Ledger()
         self.places = Places()
         self.observers = Observers(KnownServers(self.places, lambda: self.rules.dsn))
+        self._notes = notes
         self.tracker = Tracker(
-            self.ledger.record, self.ownership, self._witness, lambda: True, self.fault, self.ledger.catch_up
+            self._record, self.ownership, self._witness, lambda: True, self.fault, self.ledger.catch_up
         )
         self.tracker.observers = self.observers
+        self.tracker.executed = notes.executed
         self.sessions = self.tracker.sessions = SessionTracking(lambda: True, psycopg_internals, self.fault)
-        self.requests = itertools.count(1)
-        self.asgi = WorkerAsgi(serving, self.ownership, lambda: next(self.requests), self.loops, lifespan_ended)
+        self.asgi = asgi(self.ownership, self.loops)
         prepared = PreparedWatch(self.ledger, self.observers, lambda: (), self._may_change, self._note)
         self.judge = Judge(
             self.ledger,
@@ -115,6 +115,10 @@ class WorkerState:
             patch.off()
         self._patches.clear()
         self.tracker.stop()
+
+    def _record(self, event: Event) -> None:
+        self.ledger.record(event)
+        self._notes.see(event)
 
     def _may_change(self, dbname: str) -> bool:
         return self.rules.terminate or dbname in self.rules.own_databases

@@ -13,6 +13,7 @@ from pytest_pgleak.clock import Clock
 from pytest_pgleak.findings import Finding
 from pytest_pgleak.live.agent import SOCKET
 from pytest_pgleak.live.journal import JournalReader, journals
+from pytest_pgleak.live.last_words import LastWords
 from pytest_pgleak.live.wire import Fault, Hello, Judged, Serving, dumps, loads
 
 _ANSWER: Final = 10.0
@@ -46,6 +47,7 @@ class Workers:
         self._listener.setblocking(False)
         self._links: list[Link] = []
         self._journals: dict[Path, JournalReader] = {}
+        self._last_words: dict[int, LastWords] = {}
 
     @property
     def links(self) -> list[Link]:
@@ -121,7 +123,14 @@ class Workers:
                     findings += [replace(finding, process=reader.pid) for finding in record.findings]
                 elif isinstance(record, Fault):
                     faults.append(record.text)
+                else:
+                    self._last_words.setdefault(reader.pid, LastWords.none()).take(record)
         return findings, faults
+
+    def take_last_words(self) -> dict[int, LastWords]:
+        """Return, once, the last words of those who have ended, by their pids. Journals were read before."""
+        gone = self._last_words.keys() - {link.pid for link in self.links}
+        return {pid: self._last_words.pop(pid) for pid in sorted(gone)}
 
     def close(self) -> None:
         """Hang up."""
