@@ -19,7 +19,13 @@ pytest.register_assert_rewrite("twice")
 # Inner suites, leaking on purpose: test_corpus.py, compat/test_corpus_*.py and test_stateful.py run them.
 collect_ignore = ["corpus", "corpus_drivers", "corpus_sqlalchemy", "stateful"]
 
-LONGEST = {"test_stateful.py", "test_psycopg_features.py", "test_corpus.py"}
+LONGEST = {
+    "test_corpus.py",
+    "test_corpus_sqlalchemy.py",
+    "test_psycopg_features.py",
+    "test_stacks.py",
+    "test_stateful.py",
+}
 """Files with tests of ten seconds and more."""
 
 # In the background of a shell Ctrl-C is ignored, and so it would be by all that the tests interrupt.

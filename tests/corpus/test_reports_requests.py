@@ -293,7 +293,7 @@ def build(dsn):
                 await conn.execute("select pg_sleep(5)")
 
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(leaky() if how == "leaky" else clean(), 0.05)
+            await asyncio.wait_for(leaky() if how == "leaky" else clean(), 0.3)
 
     @app.get("/generator/{how}")
     async def generator(how: str):
@@ -412,12 +412,12 @@ async def test_failing_background_task(pgleak_client):
 @pytest.mark.parametrize("how", [pytest.param("leaky", marks=expect("connection-not-returned")), "clean"])
 async def test_cancelled_by_wait_for(pgleak_client, how):
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(pgleak_client.get(f"/slow/{how}"), 0.2)
+        await asyncio.wait_for(pgleak_client.get(f"/slow/{how}"), 0.5)
 
 
 @pytest.mark.parametrize("how", [pytest.param("leaky", marks=expect("connection-not-returned")), "clean"])
 async def test_cancelled_by_move_on_after(pgleak_client, how):
-    with anyio.move_on_after(0.2) as scope:
+    with anyio.move_on_after(0.5) as scope:
         await pgleak_client.get(f"/slow/{how}")
     assert scope.cancelled_caught
 

@@ -496,7 +496,7 @@ def endpoints(db):
                 await conn.execute("select pg_sleep(20)")
 
         try:
-            await asyncio.wait_for(work(), 0.2)
+            await asyncio.wait_for(work(), 0.5)
         except TimeoutError:
             if how == "told":
                 raise HTTPException(504) from None

@@ -226,7 +226,7 @@ async def test_a_cancellation_skips_the_close(dsn):
         await conn.close()
 
     with pytest.raises(asyncio.TimeoutError):
-        await asyncio.wait_for(work(), 0.2)
+        await asyncio.wait_for(work(), 0.5)
 
 
 async def test_a_cancellation_with_finally(dsn):
@@ -238,7 +238,7 @@ async def test_a_cancellation_with_finally(dsn):
             await conn.close()
 
     with pytest.raises(asyncio.TimeoutError):
-        await asyncio.wait_for(work(), 0.2)
+        await asyncio.wait_for(work(), 0.5)
 
 
 async def test_a_statement_that_times_out(dsn):

@@ -393,7 +393,7 @@ async def test_a_cancellation_skips_the_release(forgiving_pool):
         await forgiving_pool.release(conn)
 
     with pytest.raises(asyncio.TimeoutError):
-        await asyncio.wait_for(work(), 0.2)
+        await asyncio.wait_for(work(), 0.5)
 
 
 async def test_a_cancellation_inside_a_block(pool):
@@ -402,7 +402,7 @@ async def test_a_cancellation_inside_a_block(pool):
             await conn.execute("select pg_sleep(10)")
 
     with pytest.raises(asyncio.TimeoutError):
-        await asyncio.wait_for(work(), 0.2)
+        await asyncio.wait_for(work(), 0.5)
     assert await pool.fetchval("select 1") == 1
 
 

@@ -313,7 +313,7 @@ async def test_cancelled_inside_a_block(dsn):
             await conn.execute("select pg_sleep(10)")
 
     with pytest.raises(asyncio.TimeoutError):
-        await asyncio.wait_for(work(), 0.3)
+        await asyncio.wait_for(work(), 0.5)
 
 
 async def test_a_statement_times_out_inside_a_block(dsn):
@@ -456,7 +456,7 @@ async def test_pool_cancelled_inside_a_block(pool):
             await conn.execute("select pg_sleep(10)")
 
     with pytest.raises(asyncio.TimeoutError):
-        await asyncio.wait_for(work(), 0.3)
+        await asyncio.wait_for(work(), 0.5)
 
 
 async def test_pool_a_reset_of_ones_own(dsn):

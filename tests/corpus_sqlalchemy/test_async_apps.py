@@ -187,14 +187,14 @@ def build(engine):
     @app.post("/endpoint/timeout/504")
     async def endpoint_timeout_504(db: AsyncSession = Depends(in_with)):
         try:
-            await asyncio.wait_for(slow(db), 0.1)
+            await asyncio.wait_for(slow(db), 0.5)
         except TimeoutError:
             raise HTTPException(504) from None
 
     @app.post("/endpoint/timeout/swallowed")
     async def endpoint_timeout_swallowed(db: AsyncSession = Depends(in_with)):
         with suppress(TimeoutError):
-            await asyncio.wait_for(slow(db), 0.1)
+            await asyncio.wait_for(slow(db), 0.5)
         return {}
 
     @app.get("/endpoint/two")

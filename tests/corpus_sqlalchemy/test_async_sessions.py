@@ -385,7 +385,7 @@ async def test_held_by_a_task(async_engine):
 async def test_timeout_without_with(async_engine):
     session = AsyncSession(async_engine)
     with suppress(TimeoutError):
-        async with asyncio.timeout(0.1):
+        async with asyncio.timeout(0.5):
             await session.scalars(select(Item))
             await asyncio.sleep(20)
             await session.close()
