@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from pytest_pgleak.budget.rules import find_over_limit
+from pytest_pgleak.budget.rules import find_over_limit, find_over_limit_of_workers
 from pytest_pgleak.checkpoints import Checkpoint
 from pytest_pgleak.find import Question
 from pytest_pgleak.findings import Finding
@@ -85,7 +85,7 @@ class ItemCheck:
             counts = functools.partial(self._fixtures.is_part_of, self._item, self.owner)
             state.budget.begin(self._marker.max_connections, counts)
         if state.live is not None:
-            state.live.begin(self.owner)
+            state.live.begin(self.owner, self._marker.max_connections is not None)
         self._wrap_coroutine_function()
 
     def end_call(self, failed: bool) -> Verdicts:
@@ -261,7 +261,14 @@ class ItemCheck:
 
     def _over_limit(self) -> tuple[Finding, ...]:
         peak = self._state.budget.end()
-        return () if peak is None or self.owner is None else find_over_limit(peak, self.owner)
+        if peak is None or self.owner is None:
+            return ()
+        timelines = self._state.live.timelines if self._state.live is not None else []
+        servers = {each.facts.server for line in timelines for each in line.connections.values()}
+        known = (self._state.observers.servers.observer(server) for server in servers)
+        takes = [each.identity.max_connections for each in known if each is not None and each.identity is not None]
+        together = find_over_limit_of_workers(timelines, peak, self.owner, min(takes, default=0))
+        return together or find_over_limit(peak, self.owner)
 
     def _belongs_to_call(self, finding: Finding, view: View) -> bool:
         if finding.prepared is not None:

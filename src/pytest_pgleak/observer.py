@@ -32,6 +32,7 @@ class Identity:
         client_addr: Its own address as the server sees it; None over a Unix socket.
         pid: Its backend.
         server_start: Since when the server has been running, as its text.
+        max_connections: How many connections it takes.
     """
 
     user: str
@@ -39,6 +40,7 @@ class Identity:
     client_addr: str | None
     pid: int
     server_start: str = ""
+    max_connections: int = 0
 
 
 class _Lock:
@@ -303,7 +305,7 @@ class Observer:
             result = self._execute(connection, "pgleak_who", ())
             if result is None:
                 raise ObserverError("the server closed pgleak's own connection at once")
-            user, sees_all, address, pid, server_start, is_shown = rows_of(result)[0]
+            user, sees_all, address, pid, server_start, most, is_shown = rows_of(result)[0]
             if is_shown != "t":
                 raise ObserverError("its pg_stat_activity shows no connections, as that of PGlite")
         except ObserverError:
@@ -311,7 +313,9 @@ class Observer:
             self._prepared.clear()
             raise
         self._connection = connection
-        self.identity = Identity(user or "", sees_all == "t", address, int(pid or 0), server_start or "")
+        self.identity = Identity(
+            user or "", sees_all == "t", address, int(pid or 0), server_start or "", int(most or 0)
+        )
 
     def _open_as_guest(self) -> Any:
         maintenance, *others = self._conninfos

@@ -52,7 +52,7 @@ _NUMBER: Final = """
 _TERMINATE: Final = "select count(pg_terminate_backend(pid)) from unnest($1::int[]) pid"
 _WHO_AM_I: Final = """
     select current_user, pg_has_role('pg_read_all_stats', 'usage'), inet_client_addr()::text, pg_backend_pid(),
-        pg_postmaster_start_time()::text,
+        pg_postmaster_start_time()::text, current_setting('max_connections')::int,
         exists (select from pg_stat_activity where pid = pg_backend_pid())
 """
 

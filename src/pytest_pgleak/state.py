@@ -98,8 +98,9 @@ class State:
             self.ledger,
             self.observers,
             self.judge.watched,
-            self._may_be_ours,
+            self._may_be_counted,
             self.fault,
+            lambda: frozenset() if self.live is None else self.live.pids(),
         )
         self.healer = Healer(self.observers, self.may_terminate, prepared.heal, self._undo_session, self.ledger.undone)
         self.verdict = Verdict(lambda: self.settings, config.hook.pytest_pgleak_ignore, config.rootpath)
@@ -213,10 +214,12 @@ class State:
             self.sessions.undo(finding.serial, finding.left)
 
     def _may_be_ours(self, backend: Backend) -> bool:
+        return self._may_be_counted(backend) and (self.live is None or not self.live.owns(backend))
+
+    def _may_be_counted(self, backend: Backend) -> bool:
+        # In the sampler's thread: workers cannot be asked here.
         # With xdist, what is new in a database that is not ours is as likely another worker's.
-        if hasattr(self.config, "workerinput") and backend.datname not in self.own_databases:
-            return False
-        return self.live is None or not self.live.owns(backend)
+        return not hasattr(self.config, "workerinput") or backend.datname in self.own_databases
 
     def _witness(self, facts: ConnectionFacts, connection: Any, wait: bool) -> Backend | None:
         # Unchecked tests must not pay for a look that nobody will read.

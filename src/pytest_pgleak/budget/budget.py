@@ -43,6 +43,7 @@ class Budget:
         watched: Returns the databases that are looked at.
         is_countable: Whether a backend that this process did not open can be laid to the test's account.
         fault: Takes note, inside an ``except`` block, of a fault of the plugin.
+        known_elsewhere: Returns the pids that are counted in other processes.
     """
 
     def __init__(
@@ -52,7 +53,9 @@ class Budget:
         watched: Callable[[], Watched],
         is_countable: Callable[[Backend], bool],
         fault: Callable[[str], None],
+        known_elsewhere: Callable[[], frozenset[int]] = frozenset,
     ) -> None:
+        self._known_elsewhere = known_elsewhere
         self._ledger = ledger
         self._observers = observers
         self._watched = watched
@@ -60,6 +63,7 @@ class Budget:
         self._sampler = Sampler(self._sample, fault)
         self._fault = fault
         self._meter: ConnectionMeter | None = None
+        self._now: tuple[OpenConnection, ...] = ()
         self._candidates: dict[frozenset[Identity], _Candidate] = {}
         self._others_before: frozenset[Identity] = frozenset()
 
@@ -88,7 +92,7 @@ class Budget:
             self._fault("counting connections")
         self._meter = None
         self._ledger.stop_meter()
-        known = self._ledger.known_pids()
+        known = self._ledger.known_pids() | self._known_elsewhere()
         candidates, self._candidates = self._candidates, {}
         best = Peak(meter.limit)
         for candidate in candidates.values():
@@ -99,12 +103,14 @@ class Budget:
             if len(candidate.connections) + len(others) > best.number:
                 best = replace(best, connections=candidate.connections, others=others)
         is_ours = len(best.connections) > meter.limit
-        return replace(best, went_over=meter.went_over if is_ours else None, pools=meter.pools)
+        went_over = meter.went_over if is_ours else None
+        return replace(best, went_over=went_over, pools=meter.pools, now=self._now)
 
     def _sample(self) -> None:
         assert self._meter is not None
         # First the ledger: what is opened a moment later is one of the others, once, until it is known.
         reading = self._ledger.read_meter()
+        self._now = reading.now
         others = self._others()
         steady = tuple(row for row in others if row.identity in self._others_before)
         self._others_before = frozenset(row.identity for row in others)

@@ -36,6 +36,7 @@ class Peak:
         connections: Those of this process, in the order in which they were opened.
         others: Backends that this process did not open.
         went_over: The first connection of this process that was one too many.
+        now: Those of this process that were open when the counting ended.
         pools: What is known of the pools, and where they were opened, by serial.
     """
 
@@ -44,6 +45,7 @@ class Peak:
     others: tuple[Backend, ...] = ()
     went_over: OpenConnection | None = None
     pools: Mapping[int, tuple[PoolFacts, Moment]] = field(default_factory=dict)
+    now: tuple[OpenConnection, ...] = ()
 
     @property
     def number(self) -> int:
@@ -57,6 +59,8 @@ class Held:
 
     Attributes:
         number: How many.
+        workers: How many of them each worker process of a live server had, the most first; empty for this process.
+        in_use: How many of these were in use, and not idle in their pools.
         origin: The line that opened them, or their pool.
         pool: Their pool.
         backend: The backend, for one that this process did not open.
@@ -66,6 +70,8 @@ class Held:
     origin: Frame | None = None
     pool: PoolFacts | None = None
     backend: Backend | None = None
+    workers: tuple[int, ...] = ()
+    in_use: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +82,10 @@ class OverLimit:
         limit: How many may be open.
         number: How many were.
         held: Who held them, the most first.
+        server: How many connections the server takes; 0 where that is not known, or does not matter.
     """
 
     limit: int
     number: int
     held: tuple[Held, ...] = ()
+    server: int = 0

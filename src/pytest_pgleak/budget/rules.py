@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 from pytest_pgleak.budget.peaks import Held, OpenConnection, OverLimit, Peak
+from pytest_pgleak.budget.timeline import AtOnce, Timeline, most_at_once
 from pytest_pgleak.events import Moment, PoolFacts
 from pytest_pgleak.find import finding_at
 from pytest_pgleak.findings import Finding
@@ -28,6 +31,51 @@ def find_over_limit(peak: Peak, owner: Owner) -> tuple[Finding, ...]:
         return (Finding(TOO_MANY_CONNECTIONS, owner, None, Ending.CLOSED, "connections", peak.number, over=state),)
     moment = replace(_taken(peak.went_over, peak), owner=owner)
     return (finding_at(TOO_MANY_CONNECTIONS, "connections", peak.number, owner, moment, Ending.CLOSED, over=state),)
+
+
+def find_over_limit_of_workers(
+    timelines: Sequence[Timeline], peak: Peak, owner: Owner, server: int
+) -> tuple[Finding, ...]:
+    """Judge what all worker processes of live servers had open at once, and this process beside them.
+
+    Of this process only what is open to the end counts, for the two moments need not be the same.
+
+    Args:
+        timelines: Those of the workers.
+        peak: What this process had.
+        owner: The test.
+        server: How many connections the server takes.
+    """
+    together = most_at_once(timelines)
+    number = len(together) + len(peak.now)
+    if not together or number <= peak.limit:
+        return ()
+    held = (*_held_by_workers(together), *held_by(replace(peak, connections=peak.now, others=())))
+    last = together[-1]
+    opened = last.connection.opened
+    if last.pool is not None and origin(opened.stack) is None:
+        opened = last.pool[1]  # a pool opens most of its own in its workers
+    moment = replace(opened, owner=owner)
+    state = OverLimit(peak.limit, number, held, server)
+    return (finding_at(TOO_MANY_CONNECTIONS, "connections", number, owner, moment, Ending.CLOSED, over=state),)
+
+
+def _held_by_workers(together: Sequence[AtOnce]) -> list[Held]:
+    groups: dict[object, list[AtOnce]] = {}
+    for each in together:
+        moment = each.connection.opened if each.pool is None else each.pool[1]
+        line = origin(moment.stack)
+        groups.setdefault((each.pool is None, line or (each.process, each.connection.serial)), []).append(each)
+    held = [_held_by_each(group) for group in groups.values()]
+    return sorted(held, key=lambda each: -each.number)
+
+
+def _held_by_each(group: Sequence[AtOnce]) -> Held:
+    first = group[0]
+    pool = first.pool[0] if first.pool is not None else None
+    line = origin((first.connection.opened if first.pool is None else first.pool[1]).stack)
+    workers = tuple(sorted(Counter(each.process for each in group).values(), reverse=True))
+    return Held(len(group), line, pool, workers=workers, in_use=sum(each.in_use for each in group))
 
 
 def held_by(peak: Peak) -> tuple[Held, ...]:

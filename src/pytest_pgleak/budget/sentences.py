@@ -27,7 +27,8 @@ def details(finding: Finding, place: Callable[[Frame], str]) -> list[tuple[str, 
     """
     over = _over(finding)
     were = "connection was" if over.number == 1 else "connections were"
-    lines = [("at once", f"{over.number} {were} open at once, max_connections allows {over.limit}")]
+    server = f"; the server takes {over.server}" if over.server else ""
+    lines = [("at once", f"{over.number} {were} open at once, max_connections allows {over.limit}{server}")]
     shown = over.held if len(over.held) <= _MOST_LINES else over.held[: _MOST_LINES - 1]
     lines += [("" if number else "held by", _holder(held, place)) for number, held in enumerate(shown)]
     if left := sum(held.number for held in over.held[len(shown) :]):
@@ -60,4 +61,16 @@ def _holder(held: Held, place: Callable[[Frame], str]) -> str:
     if held.backend is not None:
         return f"{held.number} × pid {held.backend.pid} ({_client(held.backend)}), not opened by this process"
     where = "a line that is not yours" if held.origin is None else place(held.origin)
+    if held.workers:
+        return _workers(held, where)
     return f"{held.number} × " + (where if held.pool is None else f"pool {held.pool.name!r} ({where})")
+
+
+def _workers(held: Held, where: str) -> str:
+    number = len(held.workers)
+    each = held.workers[0]
+    is_even = all(one == each for one in held.workers)
+    of_each = f"× {each}" if is_even else f"({' + '.join(map(str, held.workers))})"
+    what = where if held.pool is None else f"pool {held.pool.name!r} ({where})"
+    use = "" if held.pool is None else f": {held.in_use} in use, {held.number - held.in_use} idle"
+    return f"{number} worker{'s' if number != 1 else ''} {of_each}, {what}{use}"

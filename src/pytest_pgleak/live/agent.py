@@ -103,7 +103,8 @@ class Agent:
         if isinstance(message, Begin):
             self._checks.begin(message)
         elif isinstance(message, Judge):
-            return Judged(self._checks.judge(message))
+            findings = self._checks.judge(message)
+            return Judged(findings, self._state.counting.end() if message.ends_call else None)
         elif isinstance(message, Told):
             self._checks.told(message)
         elif isinstance(message, Forget):

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import httpx
 
 _BOOTSTRAP: Final = str(Path(__file__).with_name("bootstrap"))
+TAG: Final = "pgleak live server"
+"""``application_name`` of the connections to which the application gives none of its own."""
 _POLL: Final = 0.02
 _LOG_TAIL: Final = 3000
 _STRAGGLERS: Final = 5.0
@@ -227,7 +229,7 @@ def _environment(directory: Path, command: Command, given: Mapping[str, str]) ->
     environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path for path in paths if path))
     environment[VARIABLE] = str(directory)
     # Where the application gives no name of its own, pg_stat_activity shows this one.
-    environment.setdefault("PGAPPNAME", "pgleak live server")
+    environment.setdefault("PGAPPNAME", TAG)
     # What pytest-cov and others have put there would follow pytest, and not the server.
     environment.pop("PYTEST_CURRENT_TEST", None)
     environment["PYTHONUNBUFFERED"] = "1"

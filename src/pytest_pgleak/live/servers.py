@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from pytest_pgleak.activity import Backend
+from pytest_pgleak.budget.timeline import Timeline
 from pytest_pgleak.clock import Clock
 from pytest_pgleak.find import Question
 from pytest_pgleak.findings import Finding
 from pytest_pgleak.live.command import DEFAULT, LiveServerError
 from pytest_pgleak.live.last_words import LastWords, killed_in_transaction, lost_write, outlived
-from pytest_pgleak.live.server import LiveServer
+from pytest_pgleak.live.server import TAG, LiveServer
 from pytest_pgleak.live.wire import Begin, Forget, Judge, Judged, Pids, Rules, Told, header_of, read_header
 from pytest_pgleak.owners import Owner
 from pytest_pgleak.settling import Findings
@@ -46,6 +47,9 @@ class LiveServers:
         self._running: list[LiveServer] = []
         self._unasked: list[Finding] = []
         self._active: Owner | None = None
+        self._counts = False
+        self.timelines: list[Timeline] = []
+        """What the workers had open while a test with ``max_connections`` ran."""
         self._answers: dict[tuple[int, int], int] = {}
         self._judged: list[tuple[LiveServer, int, int, Finding]] = []
 
@@ -96,9 +100,15 @@ class LiveServers:
         finally:
             self._stop(server)
 
-    def begin(self, owner: Owner) -> None:
-        """A test's call phase begins."""
-        self._active = owner
+    def begin(self, owner: Owner, counts: bool = False) -> None:
+        """A test's call phase begins.
+
+        Args:
+            owner: It.
+            counts: Whether it has ``max_connections``.
+        """
+        self._active, self._counts = owner, counts
+        self.timelines = []
         self._answers.clear()
         for server in self._running:
             self._greet(server)
@@ -122,6 +132,8 @@ class LiveServers:
         for server in self._running:
             answers = yield from server.workers.asking(lambda _link: message, 2 * grace)
             for pid, answer in answers.items():
+                if isinstance(answer, Judged) and answer.timeline is not None:
+                    self.timelines.append(answer.timeline)
                 for place, finding in enumerate(answer.findings if isinstance(answer, Judged) else ()):
                     self._judged.append((server, pid, place, replace(finding, process=pid)))
             self._read_journals(server)
@@ -152,8 +164,12 @@ class LiveServers:
 
     def owns(self, backend: Backend) -> bool:
         """Tell whether a backend was opened by a worker."""
+        return backend.application_name == TAG or backend.pid in self.pids()
+
+    def pids(self) -> frozenset[int]:
+        """Return the pids of the backends that the workers have opened, the recently closed ones included."""
         answers = (answer for server in self._running for answer in server.workers.tell(Pids()).values())
-        return any(isinstance(answer, Pids) and backend.pid in answer.pids for answer in answers)
+        return frozenset().union(*(answer.pids for answer in answers if isinstance(answer, Pids)))
 
     def close(self) -> None:
         """Stop all servers."""
@@ -169,7 +185,7 @@ class LiveServers:
 
     def _greet(self, server: LiveServer) -> None:
         if self._active is not None:
-            server.workers.tell(Begin(self._active, self._rules()))
+            server.workers.tell(Begin(self._active, self._rules(), self._counts))
 
     def _stop(self, server: LiveServer) -> None:
         if server not in self._running:

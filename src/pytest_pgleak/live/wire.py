@@ -18,6 +18,7 @@ from types import CodeType
 from typing import Any, Final
 from urllib.parse import quote, unquote
 
+from pytest_pgleak.budget.timeline import Timeline
 from pytest_pgleak.find import Question
 from pytest_pgleak.findings import Finding
 from pytest_pgleak.libraries.library import Library
@@ -70,10 +71,12 @@ class Begin:
     Attributes:
         owner: It.
         rules: The settings by now.
+        counts: Whether it has ``max_connections``.
     """
 
     owner: Owner
     rules: Rules
+    counts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +97,15 @@ class Judge:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What a checkpoint has found in one worker."""
+    """What a checkpoint has found in one worker.
+
+    Attributes:
+        findings: That.
+        timeline: What was open while the test ran, where that was noted.
+    """
 
     findings: tuple[Finding, ...] = ()
+    timeline: Timeline | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,8 @@ class WorkerChecks:
         self._in_transaction_before = state.judge.begin()
         state.ownership.push(message.owner)
         self._active = message.owner
+        if message.counts:
+            state.counting.begin()
 
     def judge(self, message: Judge) -> Findings:
         """Judge, after the requests of those who are judged have been answered to their very end."""

@@ -20,6 +20,7 @@ from pytest_pgleak.healing import Healer
 from pytest_pgleak.known_servers import KnownServers
 from pytest_pgleak.ledger import Ledger
 from pytest_pgleak.libraries.registry import LibraryTracker
+from pytest_pgleak.live.counting import Counting
 from pytest_pgleak.live.last_words import Notes
 from pytest_pgleak.live.wire import Rules
 from pytest_pgleak.live.worker_asgi import WorkerAsgi
@@ -58,6 +59,7 @@ class WorkerState:
         self.loops = EventLoops()
         self.ownership = Ownership(Background(self.loops), _FIRST_SERIAL)
         self.ledger = Ledger()
+        self.counting = Counting(self.ledger)
         self.places = Places()
         self.observers = Observers(KnownServers(self.places, lambda: self.rules.dsn))
         self._notes = notes
@@ -119,6 +121,7 @@ class WorkerState:
     def _record(self, event: Event) -> None:
         self.ledger.record(event)
         self._notes.see(event)
+        self.counting.see(event)
 
     def _may_change(self, dbname: str) -> bool:
         return self.rules.terminate or dbname in self.rules.own_databases
