@@ -7,8 +7,10 @@ import os
 import pwd
 import shutil
 import socket
+import socketserver
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -92,3 +94,34 @@ def _await(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
             return
         time.sleep(0.01)
     raise AssertionError(f"pgbouncer does not answer:\n{log.read_text() if log.exists() else ''}")
+
+
+@contextlib.contextmanager
+def translated(dsn: str) -> Iterator[str]:
+    """Translate addresses before PgBouncer, as the published port of a container does."""
+    parameters = conninfo_to_dict(dsn)
+    target = str(parameters["host"]), int(str(parameters["port"]))
+
+    class Relay(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with socket.create_connection(target) as server:
+                asking = threading.Thread(target=forward, args=(self.request, server))
+                asking.start()
+                forward(server, self.request)
+                asking.join()
+
+    def forward(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # whoever has gone
+            while data := source.recv(65536):
+                sink.sendall(data)
+        with contextlib.suppress(OSError):
+            sink.shutdown(socket.SHUT_WR)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Relay) as relay:
+        serving = threading.Thread(target=relay.serve_forever, args=(0.01,))
+        serving.start()
+        try:
+            yield make_conninfo(dsn, port=relay.server_address[1])
+        finally:
+            relay.shutdown()
+            serving.join()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import psycopg
 import pytest
-from pgbouncers import needs_pgbouncer, pgbouncer
+from pgbouncers import needs_pgbouncer, pgbouncer, translated
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
@@ -208,6 +208,32 @@ def test_the_backends_that_serve_pgbouncer_are_nobodys(run: Run, database: str) 
         )
     result.assert_outcomes(passed=2)
     assert "untracked-backend" not in result.stdout.str()
+
+
+def test_nothing_is_said_where_addresses_are_translated(run: Run, database: str) -> None:
+    with pgbouncer(database, "transaction") as address, translated(address) as outside:
+        result = run(
+            through(outside, database),
+            """
+            def test_left_in_transaction():
+                KEPT.append(connect())
+                KEPT[-1].execute("insert into visits values (2)")
+
+            def test_setting():
+                with connect() as conn:
+                    conn.execute("set work_mem = '77MB'")
+
+            def test_end():
+                KEPT.pop().close()
+            """,
+            f"--pgleak-dsn={database}",
+            f"--pgleak-pgbouncer={console(address)}",
+        )
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines(
+        ["[[]connection-not-closed]*", "  server *, in a transaction (INTRANS) by the client's*"]
+    )
+    assert "  pgbouncer " not in result.stdout.str()
 
 
 SECRET = "s3cr3t-w0rd"
@@ -462,3 +488,90 @@ def test_what_one_client_leaves_to_the_next(
         )
     result.assert_outcomes(passed=3 - failed, failed=failed)
     assert result.stdout.str().count(f" in {pool_mode} mode; another client has seen it there") == failed
+
+
+APP = """
+    pytestmark = pytest.mark.pgleak
+
+    import asyncio
+    import anyio, httpx
+    from contextlib import asynccontextmanager
+    from typing import Annotated
+    from fastapi import Depends, FastAPI, Request
+
+    @asynccontextmanager
+    async def lifespan(app):
+        async with psycopg_pool.AsyncConnectionPool(os.environ["APP_DSN"], min_size=2, max_size=4) as app.state.pool:
+            yield
+
+    app = FastAPI(lifespan=lifespan)
+
+    async def get_conn(request: Request):
+        async with request.app.state.pool.connection() as conn:
+            yield conn
+
+    Conn = Annotated[psycopg.AsyncConnection, Depends(get_conn)]
+
+    @app.get("/clean")
+    async def clean(conn: Conn):
+        await conn.execute("set local work_mem = '77MB'")
+
+    @app.get("/tenant")
+    async def tenant(conn: Conn):
+        await conn.execute("select set_config('app.tenant', %s, false)", ["seven"])
+
+    @app.get("/two")
+    async def two(conn: Conn, other: Annotated[psycopg.AsyncConnection, Depends(get_conn, use_cache=False)]):
+        await conn.execute("select 1")
+        await other.execute("set lock_timeout = '3s'")
+
+    @app.get("/kept")
+    async def kept(request: Request):
+        conn = await request.app.state.pool.getconn()
+        await conn.execute("insert into visits values (1)")
+        KEPT.append(conn)
+
+    @pytest.fixture
+    def pgleak_app():
+        return app
+
+    @pytest.mark.parametrize("path", ["/clean", "/tenant", "/two", "/kept"])
+    async def test_get(pgleak_client, path):
+        assert (await pgleak_client.get(path)).status_code == 200
+
+    async def test_get_all(pgleak_client):
+        for _ in range(3):
+            await asyncio.gather(*(pgleak_client.get(path) for path in ("/clean", "/clean", "/tenant")))
+"""
+
+
+def test_an_application_with_a_pool_of_its_own(run: Run, database: str) -> None:
+    with pgbouncer(database, "transaction") as address:
+        result = run(
+            through(address, database),
+            APP,
+            f"--pgleak-dsn={database}",
+            f"--pgleak-pgbouncer={console(address)}",
+            "-o",
+            "pgleak_terminate=true",
+        )
+    result.assert_outcomes(passed=1, failed=4)
+    (setting,) = (lines_of(result, f"test_get[/{path}]") for path in ("tenant",))
+    pytest.LineMatcher(setting).fnmatch_lines(
+        [
+            "[[]session-state] *",
+            "  set       test_it.py:* in tenant * in GET /tenant (tenant)",
+            "  request   #1 GET /tenant → 200",
+            "  left      setting app.tenant",
+            "  ended     left on a server connection of PgBouncer's (pid *) in transaction mode; *",
+        ]
+    )
+    pytest.LineMatcher(lines_of(result, "test_get[/two]")).fnmatch_lines(
+        ["  left      setting lock_timeout = 3000ms *"]
+    )
+    pytest.LineMatcher(lines_of(result, "test_get[/kept]")).fnmatch_lines(
+        ["[[]connection-not-returned] *", "  server    pid *, idle in transaction*", "  pgbouncer client 127.0.0.1:*"]
+    )
+    every = "\n".join(lines_of(result, "test_get_all"))
+    assert every.count("[session-state]") == 1
+    assert "  left      setting app.tenant\n" in every
