@@ -575,3 +575,51 @@ def test_an_application_with_a_pool_of_its_own(run: Run, database: str) -> None:
     every = "\n".join(lines_of(result, "test_get_all"))
     assert every.count("[session-state]") == 1
     assert "  left      setting app.tenant\n" in every
+
+
+LOST = """
+    @pytest.fixture(scope="module", autouse=True)
+    def table():
+        with connect() as conn:
+            conn.execute("create table if not exists kept (id serial, name text)")
+
+    def test_close_without_commit():
+        conn = connect()
+        conn.execute("insert into kept (name) values ('Ada')")
+        conn.close()
+
+    def test_dropped():
+        connect().execute("insert into kept (name) values ('Ada')")
+
+    def test_pool():
+        with psycopg_pool.ConnectionPool(os.environ["APP_DSN"], min_size=1) as pool:
+            conn = pool.getconn()
+            conn.execute("insert into kept (name) values ('Ada')")
+            pool.putconn(conn)
+
+    def test_clean():
+        with connect() as conn:
+            conn.execute("insert into kept (name) values ('Ada')")
+
+    def test_clean_read():
+        conn = connect()
+        conn.execute("select * from kept")
+        conn.close()
+
+    def test_clean_sequence():
+        conn = connect()
+        conn.execute("select nextval('kept_id_seq')")
+        conn.close()
+"""
+
+
+def test_writes_that_vanish(run: Run, database: str) -> None:
+    with pgbouncer(database, "transaction") as address:
+        args = (through(address, database), LOST, f"--pgleak-dsn={database}", f"--pgleak-pgbouncer={console(address)}")
+        result = run(*args)
+    result.assert_outcomes(passed=3, failed=3)
+    for test in ("close_without_commit", "pool"):
+        told = ["[[]write-lost]*", "  server    pid *, 1 transaction (xid *) that wrote kept: rolled back"]
+        pytest.LineMatcher(lines_of(result, f"test_{test}")).fnmatch_lines(told)
+    dropped = ["[[]connection-dropped]*", "  server    pid *, xid *: an uncommitted write was lost"]
+    pytest.LineMatcher(lines_of(result, "test_dropped")).fnmatch_lines(dropped)

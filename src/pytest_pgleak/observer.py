@@ -202,10 +202,17 @@ class Observer:
             wait: Whether to wait for another thread that uses this observer; a finalizer must not, for it may run in
                 the middle of one of this very thread's queries.
         """
+        return self._now("pgleak_writes", str(pid).encode(), wait)
+
+    def backend_now(self, pid: int, wait: bool = False) -> Backend | None:
+        """Read the row of one backend. Never raises; arguments as for `row_now`."""
+        return self._now("pgleak_by_pid", array([pid]), wait)
+
+    def _now(self, name: str, parameter: bytes, wait: bool) -> Backend | None:
         if self._lock.held_here or not self._lock.acquire(blocking=wait):
             return None
         try:
-            rows = backends_of(self._query("pgleak_writes", str(pid).encode()))
+            rows = backends_of(self._query(name, parameter))
         except Exception:  # noqa: BLE001 - an exception inside the user's __del__ would be printed as theirs
             return None
         finally:

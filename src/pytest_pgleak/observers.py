@@ -76,10 +76,12 @@ class Observers:
             return None  # a forked child: what it drops is its parent's, and still in use there
         self.servers.learn(facts, connection, may_ask=wait)
         if (observer := self.servers.observer(facts.server)) is None:
-            return None
+            return self._pgbouncer.row_now(facts, connection, self.servers.seeing.values(), wait=wait)
         row = observer.row_now(facts.backend_pid, wait)
         if row is None and observer.failure is not None:
             self.servers.give_up(facts.server, observer.failure)
+            # Only now it has turned out that it is a pooler.
+            return self._pgbouncer.row_now(facts, connection, self.servers.seeing.values(), wait=wait)
         return row
 
     def begin(self, watched: Watched, known_pids: Callable[[], frozenset[int]], nothing_between: bool = False) -> None:
@@ -168,11 +170,13 @@ class Observers:
         written = tuple(written)
         relations = {oid for backend in written for oid in backend.written}
         schemas = frozenset(oid for backend in written for oid in backend.schemas)
-        observer = self.servers.observer(facts.server)
+        observer, dbname = self.servers.observer(facts.server), facts.dbname
+        if observer is None and (behind := self._pgbouncer.behind(facts)) is not None:
+            observer, dbname = behind
         if observer is None:
             return Relations(schemas=schemas)
         try:
-            rows = observer.visit(facts.dbname, _RELATIONS, _oids(relations), _oids(schemas))
+            rows = observer.visit(dbname, _RELATIONS, _oids(relations), _oids(schemas))
         except ObserverError:
             return Relations(schemas=schemas)  # the database is gone already: nothing can be named any more
         found = {int(oid or 0): (name or "", kind or "") for oid, name, kind in rows}

@@ -42,13 +42,17 @@ class AdminConsole:
         self.version = ""
         """As ``1.18.0``; empty as long as it is not connected."""
 
-    def look(self) -> Console:
+    def look(self, *, links_only: bool = False) -> Console:
         """Read who is there.
+
+        Args:
+            links_only: Whether clients and server connections are enough.
 
         Raises:
             ConsoleError: It cannot be read.
         """
-        return read({what: self._show(what) for what in ("clients", "servers", "pools", "databases")})
+        wanted = ("clients", "servers") if links_only else ("clients", "servers", "pools", "databases")
+        return read({what: self._show(what) for what in wanted})
 
     def connect(self) -> None:
         """Connect, unless it is connected.

@@ -101,12 +101,15 @@ def server_connection(row: Row) -> ServerConnection:
 
 
 def read(shown: Mapping[str, tuple[Row, ...]]) -> Console:
-    """Read what ``SHOW CLIENTS``, ``SERVERS``, ``POOLS`` and ``DATABASES`` have shown, by these names in lower case."""
+    """Read what ``SHOW CLIENTS``, ``SERVERS``, ``POOLS`` and ``DATABASES`` have shown, by these names in lower case.
+
+    The last two may be missing.
+    """
     return Console(
         tuple(client(row) for row in shown["clients"]),
         tuple(server_connection(row) for row in shown["servers"]),
-        {(_text(row, "database"), _text(row, "user")): _text(row, "pool_mode") for row in shown["pools"]},
-        {_text(row, "name"): _text(row, "database") for row in shown["databases"]},
+        {(_text(row, "database"), _text(row, "user")): _text(row, "pool_mode") for row in shown.get("pools", ())},
+        {_text(row, "name"): _text(row, "database") for row in shown.get("databases", ())},
     )
 
 

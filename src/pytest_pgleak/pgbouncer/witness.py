@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
 
 from pytest_pgleak.activity import Backend
 from pytest_pgleak.descriptors import Places
@@ -15,7 +16,10 @@ from pytest_pgleak.pgbouncer.through import Through
 if TYPE_CHECKING:
     from pytest_pgleak.observer import Observer
     from pytest_pgleak.pgbouncer.console import AdminConsole
-    from pytest_pgleak.pgbouncer.rows import Address, Client, Console
+    from pytest_pgleak.pgbouncer.rows import Address, Client, Console, ServerConnection
+
+_MOST_VERIFIED: Final = 1000
+"""Server connections that are remembered: PgBouncer opens new ones, from time to time."""
 
 
 class PgBouncer:
@@ -35,6 +39,8 @@ class PgBouncer:
         self._has_begun = False
         self._lock = threading.Lock()
         self._modes: dict[tuple[str, str], str] = {}
+        self._verified: dict[ServerConnection, Observer | None] = {}
+        self._behind: dict[tuple[tuple[str, str], str], tuple[Observer, str]] = {}
 
     @property
     def version(self) -> str:
@@ -90,11 +96,39 @@ class PgBouncer:
             shown[facts.backend_pid] = through(console, client)
             if (server := server_of(console, client)) is None:
                 continue
-            asked = (_row(observer, server.pid) for observer in observers)
+            asked = (observer.backend_now(server.pid, wait=True) for observer in observers)
             row = next((row for row in asked if row is not None and is_backend_of(row, server, console)), None)
             if row is not None:
                 rows[facts.backend_pid] = row
         return shown, rows
+
+    def row_now(
+        self, facts: ConnectionFacts, connection: Any, observers: Iterable[Observer], *, wait: bool
+    ) -> Backend | None:
+        """Read what the transaction of a connection has written. Never raises.
+
+        Args:
+            facts: What is known of the connection.
+            connection: The connection, in a transaction: it has its server connection to itself.
+            observers: As for `look`.
+            wait: As for `Observer.row_now`.
+        """
+        if not self.version:
+            return None
+        try:
+            server = self._server_of(facts, facts.library.local_address(connection), wait=wait)
+        except Exception:  # noqa: BLE001 - an exception inside the user's __del__ would be printed as theirs
+            return None
+        if server is None:
+            return None
+        if server not in self._verified:
+            self._verify(facts, server, observers, wait=wait)
+        observer = self._verified.get(server)
+        return None if observer is None else observer.row_now(server.pid, wait)
+
+    def behind(self, facts: ConnectionFacts) -> tuple[Observer, str] | None:
+        """Return the observer of the server that a connection leads to, and what the database is called there."""
+        return self._behind.get((facts.server, facts.dbname))
 
     def client_of(self, facts: ConnectionFacts) -> Client | None:
         """Return the client that a connection of this process is; None where it is none, or nobody can tell."""
@@ -130,11 +164,40 @@ class PgBouncer:
             if self._console is not None:
                 self._console.close()
 
-    def _look(self) -> Console | None:
-        with self._lock:
-            if self._console is None or self._failure:
-                return None
-            return self._try(self._console.look)
+    def _server_of(self, facts: ConnectionFacts, address: Address | None, *, wait: bool) -> ServerConnection | None:
+        if address is None or not self._lock.acquire(blocking=wait):
+            return None
+        try:
+            console = None if self._console is None else self._console.look(links_only=True)
+        finally:
+            self._lock.release()
+        client = None if console is None else client_of(console, address, facts.dbname)
+        server = None if client is None or console is None else server_of(console, client)
+        # Always the same while it lives, whoever has it.
+        return None if server is None else replace(server, state="", link="")
+
+    def _verify(
+        self, facts: ConnectionFacts, server: ServerConnection, observers: Iterable[Observer], *, wait: bool
+    ) -> None:
+        """Find out, once for each server connection, which of the servers has the other end of it."""
+        if (console := self._look(wait=wait)) is None:
+            return
+        rows = ((each, each.backend_now(server.pid, wait)) for each in observers)
+        found = [each for each, row in rows if row is not None and is_backend_of(row, server, console)]
+        if len(self._verified) >= _MOST_VERIFIED:
+            self._verified.clear()
+        self._verified[server] = found[0] if len(found) == 1 else None
+        if len(found) == 1:
+            name = (console.databases or {}).get(server.database) or server.database
+            self._behind[facts.server, facts.dbname] = found[0], name
+
+    def _look(self, *, wait: bool = True) -> Console | None:
+        if not self._lock.acquire(blocking=wait):
+            return None
+        try:
+            return None if self._console is None or self._failure else self._try(self._console.look)
+        finally:
+            self._lock.release()
 
     def _try(self, ask: Callable[[], Console | None]) -> Console | None:
         from pytest_pgleak.pgbouncer.console import ConsoleError
@@ -144,15 +207,6 @@ class PgBouncer:
         except ConsoleError as error:
             self._failure = str(error)
             return None
-
-
-def _row(observer: Observer, pid: int) -> Backend | None:
-    from pytest_pgleak.connecting import ObserverError
-
-    try:
-        return next(iter(observer.backends([pid])), None)
-    except ObserverError:
-        return None  # whoever asks it for its own sake will say why
 
 
 def _address(facts: ConnectionFacts) -> tuple[str, int] | None:
