@@ -201,7 +201,7 @@ def test_a_container_that_ends_shows_its_log(engine, monkeypatch):
     assert engine.traces() == []
 
 
-def pytest_run(pytester, workers=2):
+def pytest_run(pytester, workers):
     pytester.makepyfile(SUITE)
     pytester.makeini(f"[pytest]\npgleak_server = docker\npgleak_docker_image = {IMAGE}\n")
     options = ["-p", "no:pytest_asyncio.plugin", "-p", "no:cacheprovider", f"-n{workers}"]
@@ -215,39 +215,30 @@ def seen_by_workers(pytester):
     return {int(path.stem): path.read_text(encoding="utf-8").split() for path in pytester.path.glob("*.seen")}
 
 
-def test_pytest_with_workers(engine, pytester, wait_until):
-    with pytest_run(pytester) as process:
-        # Each has a test, so neither can do them all.
-        assert wait_until(lambda: len(seen_by_workers(pytester)) == 2, 60)
+def await_workers(pytester, wait_until, number):
+    """Wait until each has a test of its own: it waits there."""
+    assert wait_until(lambda: len(seen_by_workers(pytester)) == number, 60)
+
+
+def test_workers_share_it_and_one_of_them_is_killed(engine, pytester, wait_until):
+    with pytest_run(pytester, 2) as process:
+        await_workers(pytester, wait_until, 2)
+        seen = list(seen_by_workers(pytester).values())
+        kill(next(iter(seen_by_workers(pytester))))
         (pytester.path / "go").touch()
         output = process.communicate(timeout=120)[0]
-    assert "4 passed" in output, output
-    seen = list(seen_by_workers(pytester).values())
-    assert len(seen) == 2
     assert {host for host, _, _ in seen} == {"127.0.0.1"}
     assert len({port for _, port, _ in seen}) == 1
     assert len({database for _, _, database in seen}) == 2
+    assert "crashed" in output
+    assert "3 passed" in output, output
 
 
-@pytest.mark.parametrize("who", ["pytest", "a worker", "everybody"])
-def test_pytest_is_killed(who, engine, pytester, wait_until):
-    workers = 0 if who == "pytest" else 2
+@pytest.mark.parametrize("workers", [0, 2], ids=["pytest", "pytest and all workers"])
+def test_pytest_is_killed(workers, engine, pytester, wait_until):
     with pytest_run(pytester, workers) as process:
-        try:
-            assert wait_until(lambda: len(seen_by_workers(pytester)) == (workers or 1), 60)
-            assert len(engine.containers()) == 1
-            if who == "pytest":
-                kill(process.pid)
-            elif who == "a worker":
-                kill(next(iter(seen_by_workers(pytester))))
-                (pytester.path / "go").touch()
-            else:
-                os.killpg(process.pid, signal.SIGKILL)
-            output = process.communicate(timeout=60)[0]
-            assert process.returncode
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-    if who == "a worker":
-        assert "crashed" in output
-        assert "3 passed" in output, output
+        await_workers(pytester, wait_until, workers or 1)
+        assert len(engine.containers()) == 1
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
