@@ -116,13 +116,22 @@ def test_without_its_reaper_the_owner_removes_it(engine, processes_with):
     assert engine.traces() == []
 
 
-def test_what_a_run_left_that_died_with_its_reaper_is_swept_by_the_next(engine, processes, processes_with, query):
+def test_what_a_run_left_that_died_with_its_reaper_is_swept_by_the_next(
+    engine, processes, processes_with, query, wait_until
+):
     living = start(engine.plan("another run"))
     [first] = engine.containers()
     first_token = first["Labels"]["pytest-pgleak"]
     [(process, _)] = processes(1)
     assert len(engine.containers()) == 2
-    kill(process.pid, *(pid for pid, line in reapers(engine, processes_with).items() if first_token not in line))
+
+    def its_reaper():
+        return [pid for pid, line in reapers(engine, processes_with).items() if first_token not in line]
+
+    # The reaper first: it would get the lock in the moment between.
+    kill(*its_reaper())
+    assert wait_until(lambda: not its_reaper(), DEADLINE)
+    kill(process.pid)
     process.wait()
     assert len(engine.containers()) == 2
 

@@ -23,7 +23,9 @@ def test_what_is_the_same_is_not_touched(tmp_path):
     write(path, KNOWN, Extent())
     before = path.stat()
     assert not write(path, KNOWN, Extent())
-    assert path.stat() == before
+    after = path.stat()
+    # Not all of it: to be read may change the time of the last access.
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert write(path, {}, Extent())
 
 
