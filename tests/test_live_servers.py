@@ -59,7 +59,7 @@ APP = """
         await conn.execute("select 1")
 
     async def works_on():
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.8)  # longer than the grace
         await psycopg.AsyncConnection.connect(DSN)
 
     @app.get("/background")

@@ -17,7 +17,18 @@ from pytest_pgleak.findings import Finding
 from pytest_pgleak.live.command import DEFAULT, LiveServerError
 from pytest_pgleak.live.last_words import LastWords, killed_in_transaction, lost_write, outlived
 from pytest_pgleak.live.server import TAG, LiveServer
-from pytest_pgleak.live.wire import Begin, Forget, Judge, Judged, Pids, Rules, Told, header_of, read_header
+from pytest_pgleak.live.wire import (
+    LONGEST_WORK,
+    Begin,
+    Forget,
+    Judge,
+    Judged,
+    Pids,
+    Rules,
+    Told,
+    header_of,
+    read_header,
+)
 from pytest_pgleak.owners import Owner
 from pytest_pgleak.settling import Findings
 from pytest_pgleak.verdicts import Verdicts
@@ -130,7 +141,7 @@ class LiveServers:
         message = Judge(replace(question, left_open=()), grace, ends_call)
         self._judged = []
         for server in self._running:
-            answers = yield from server.workers.asking(lambda _link: message, 2 * grace)
+            answers = yield from server.workers.asking(lambda _link: message, LONGEST_WORK + 2 * grace)
             for pid, answer in answers.items():
                 if isinstance(answer, Judged) and answer.timeline is not None:
                     self.timelines.append(answer.timeline)

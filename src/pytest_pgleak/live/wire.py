@@ -25,6 +25,8 @@ from pytest_pgleak.libraries.library import Library
 from pytest_pgleak.owners import Owner
 from pytest_pgleak.requests import Request
 
+LONGEST_WORK: Final = 30.0
+"""Seconds for dependency exits and background tasks after an answer; in process the client waits without a limit."""
 HEADER: Final = "x-pytest-pgleak"
 """Which request of whose it is. The worker takes it away before the application sees the request."""
 PROBE: Final = "probe"

@@ -15,7 +15,7 @@ from pytest_pgleak.findings import Finding
 from pytest_pgleak.kinds import TRANSACTION_LEFT_OPEN
 from pytest_pgleak.live.journal import Journal
 from pytest_pgleak.live.last_words import Standing
-from pytest_pgleak.live.wire import Begin, Judge, Told
+from pytest_pgleak.live.wire import LONGEST_WORK, Begin, Judge, Told
 from pytest_pgleak.live.worker_state import WorkerState
 from pytest_pgleak.owners import Owner
 from pytest_pgleak.process_lifetime import opening_stack, pool_around, target_of
@@ -60,9 +60,8 @@ class WorkerChecks:
 
     def judge(self, message: Judge) -> Findings:
         """Judge, after the requests of those who are judged have been answered to their very end."""
-        give_up_at = Clock.monotonic() + message.grace
-        ended = message.question.ended
-        while self._is_answering(ended) and Clock.monotonic() < give_up_at:
+        began_at = Clock.monotonic()
+        while Clock.monotonic() - began_at < self._patience(message):
             Clock.sleep(_PAUSE)
         question = replace(
             message.question, in_transaction_before=self._in_transaction_before, left_open=(), transactions=True
@@ -146,8 +145,12 @@ class WorkerChecks:
         for heal in self._state.healer.heal(verdicts, view):
             await heal()
 
-    def _is_answering(self, owners: frozenset[int]) -> bool:
-        return any(request.owner in owners for request in list(self._state.loops.requests))
+    def _patience(self, message: Judge) -> float:
+        """Return how long to wait in all for the requests that go on: one that is being sent may need its client."""
+        requests = [each for each in list(self._state.loops.requests) if each.owner in message.question.ended]
+        if any(request.answered for request in requests):
+            return max(LONGEST_WORK, message.grace)
+        return message.grace if requests else 0.0
 
 
 class _Keep:
