@@ -123,13 +123,20 @@ def run(request, python, base):
 
 
 @needs_namespaces
+def test_a_shm_with_room(any_plan, run):
+    data, socket_dir = run(any_plan.source, "mount -t tmpfs -o size=1g,mode=1777 tmpfs /dev/shm")
+    assert data.parent == socket_dir
+    assert socket_dir.parent == Path("/dev/shm")
+
+
+@needs_namespaces
 def test_a_shm_of_64_mb_and_a_long_name_for_temporary_files(any_plan, run, base, processes_with):
     long = base / ("x" * (119 - len(str(base))))
     long.mkdir()
     long.chmod(0o1777)
     assert len(str(long)) == 120
 
-    data, socket_dir = run(any_plan.source, "mount -t tmpfs -o size=64m tmpfs /dev/shm", TMPDIR=str(long))
+    data, socket_dir = run(any_plan.source, "mount -t tmpfs -o size=64m,mode=1777 tmpfs /dev/shm", TMPDIR=str(long))
 
     assert long in data.parents
     assert socket_dir.parent == Path("/tmp")

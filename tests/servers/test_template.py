@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -119,6 +121,41 @@ def test_the_key_depends_on_the_program_and_the_options(any_plan, cache):
     assert one is not None
     assert one == template.locate(command, user)
     assert one != template.locate([*command, "--encoding=LATIN1"], user)
+
+
+def test_the_key_names_all_that_a_template_depends_on(tmp_path, monkeypatch):
+    program = tmp_path / "postgres"
+    command = [str(tmp_path / "initdb"), "-U", "postgres"]
+
+    def keys():
+        yield template._key(command, 1)
+        yield template._key(command, 2)
+        yield template._key([*command, "-E", "UTF8"], 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(platform, "machine", lambda: "another")
+            yield template._key(command, 1)
+            patch.undo()
+            patch.setattr(template, "_FORMAT", 0)
+            yield template._key(command, 1)
+        os.utime(program, ns=(1, 1))
+        yield template._key(command, 1)
+        program.write_text("of another size")
+        os.utime(program, ns=(1, 1))
+        yield template._key(command, 1)
+
+    program.write_text("one build")
+    assert template._key(command, 1) == template._key(command, 1)
+    assert len(set(keys())) == 7
+
+
+def test_those_who_come_at_once_make_one(any_plan, cache, run_dir):
+    with ThreadPoolExecutor() as threads:
+        servers = list(threads.map(start, [any_plan] * 3))
+    logs = [path.read_text() for path in run_dir.path.glob("pgleak-*/server.log")]
+    for server in servers:
+        server.stop()
+    assert len(logs) == 3
+    assert sum("initialized with locale" in log for log in logs) == 1
 
 
 def test_what_is_wrong_with_the_binaries_is_told_once(any_plan, cache, run_dir, monkeypatch):
