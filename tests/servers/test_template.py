@@ -31,11 +31,11 @@ def templates(cache):
 
 
 @pytest.fixture
-def use(owned_plan, run_dir, query):
+def use(any_plan, run_dir, query):
     """Start a server, use it, stop it; tell whether initdb has run."""
 
     def use():
-        server = start(owned_plan)
+        server = start(any_plan)
         try:
             assert query(server.dsn, "select count(*) from pg_class") > 100
             [log] = run_dir.path.glob("pgleak-*/server.log")
@@ -56,13 +56,15 @@ def test_the_second_server_needs_no_initdb(use, cache, run_dir):
     assert run_dir.traces() == []
 
 
-@pytest.mark.parametrize("harm", ["cut off", "longer", "empty", "other index", "not private"])
+@pytest.mark.parametrize("harm", ["cut off", "longer", "empty", "other index", "not private", "a link"])
 def test_a_broken_template_is_made_again(harm, use, cache):
     use()
     [made] = templates(cache)
     content = made.read_bytes()
     if harm == "not private":
         made.chmod(0o644)
+    elif harm == "a link":
+        made.symlink_to(made.rename(made.with_name("elsewhere")))
     else:
         made.write_bytes(
             {
