@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,15 +19,16 @@ from pytest_pgleak.servers import (
     rundir,
     runtime,
     sharing,
-    tcp,
     template,
 )
 from pytest_pgleak.servers.supervisor import Supervisor
 from pytest_pgleak.servers.values import Plan, RunningServer, ServerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from pytest_pgleak.servers import tcp
 
 _START_TIMEOUT = 60.0  # seconds; usually 0.3 on a tmpfs, 1.5 on a disk
 _POLL = 0.001
@@ -83,46 +85,56 @@ def _with_template(parts: _Parts, start: Callable[[], RunningServer]) -> Running
 
 
 def _start(parts: _Parts, leases: list[rundir.Lease], *, shared: bool = False) -> RunningServer:
+    plan = parts.plan
+    with _door(plan) as door:
+        supervisor = _supervised(parts, leases, door, shared=shared)
+        dsn = conninfo.socket_uri(str(leases[-1].path), *([door.port] if door else []))
+        try:
+            version = _await_ready(plan, supervisor, dsn)
+            if door is not None:
+                door.set_password(dsn)
+                dsn = door.dsn
+        except BaseException:
+            supervisor.stop()
+            raise
+    description = f"PostgreSQL {version} {plan.origin}"
+    return RunningServer(dsn, version, plan.source, description, owned=True, _stop=supervisor.stop)
+
+
+@contextmanager
+def _door(plan: Plan) -> Iterator[tcp.Door | None]:
+    """A port, if one was asked for, held until the server has it."""
+    if not plan.request.tcp:
+        yield None
+        return
+    from pytest_pgleak.servers.tcp import choose_door
+
+    door = choose_door()
+    try:
+        yield door
+    finally:
+        door.release_port()
+
+
+def _supervised(parts: _Parts, leases: list[rundir.Lease], door: tcp.Door | None, *, shared: bool) -> Supervisor:
+    """Start the supervisor, which starts the server; the leases are released where that fails."""
     plan, bindir, user = parts.plan, parts.bindir, parts.user
-    door = tcp.choose_door() if plan.request.tcp else None
     try:
         if (socket := rundir.socket_lease(leases[0].path, user)) is not None:
             leases.append(socket)
         data = leases[0].path / leftovers.DATA
         version = plan.version or binaries.version_of(bindir) or ""
-        more = _with_door(door, leases[0].path, user, version)
+        more = door.let_in(leases[0].path, user, version) if door else {}
         postgres = cluster.postgres_command(bindir, data, leases[-1].path, version, more)
         initdb = [*parts.initdb, "-D", str(data)]
-        supervisor = Supervisor(leases, user, parts.template, initdb, postgres, shared=shared)
+        return Supervisor(leases, user, parts.template, initdb, postgres, shared=shared)
     except BaseException as error:
-        if door is not None:
-            door.release_port()
         for lease in leases:
             lease.release()
             rundir.sweep(lease.path.parent, user)
         if isinstance(error, OSError):
             raise failures.not_started(plan, str(error), "") from error
         raise
-    dsn = conninfo.socket_uri(str(leases[-1].path), *([door.port] if door else []))
-    try:
-        version = _await_ready(plan, supervisor, dsn)
-        if door is not None:
-            door.set_password(dsn)
-            dsn = door.dsn
-    except BaseException:
-        supervisor.stop()
-        raise
-    finally:
-        if door is not None:
-            door.release_port()
-    description = f"PostgreSQL {version} {plan.origin}"
-    return RunningServer(dsn, version, plan.source, description, owned=True, _stop=supervisor.stop)
-
-
-def _with_door(door: tcp.Door | None, run_dir: Path, user: privilege.OsUser | None, version: str) -> dict[str, str]:
-    if door is None:
-        return {}
-    return {**door.settings(version), "hba_file": str(tcp.write_hba(run_dir, user))}
 
 
 def _await_ready(plan: Plan, supervisor: Supervisor, dsn: str) -> str:

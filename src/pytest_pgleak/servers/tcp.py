@@ -65,6 +65,26 @@ class Door:
             settings["scram_iterations"] = str(_ROUNDS)  # for the roles that tests make
         return settings
 
+    def let_in(self, run_dir: Path, user: OsUser | None, version: str) -> dict[str, str]:
+        """Write who may come in, and how; the settings for that.
+
+        Args:
+            run_dir: The server's directory.
+            user: Whom the server runs as; None for the current user.
+            version: Such as ``18.6``.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        path = run_dir / _HBA
+        # Never through what the directory's new owner may have put in its place.
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(file, "w", encoding="ascii") as hba:
+            hba.write(_WHO_MAY_COME_IN)
+            if user is not None:
+                os.fchown(file, user.uid, user.gid)
+        return {**self.settings(version), "hba_file": str(path)}
+
     def set_password(self, socket_dsn: str) -> None:
         """Give the superuser its password, over the server's socket.
 
@@ -92,29 +112,6 @@ def choose_door() -> Door:
     if sys.platform != "linux":
         held.close()
     return Door(port, secrets.token_urlsafe(24), held)
-
-
-def write_hba(run_dir: Path, user: OsUser | None) -> Path:
-    """Write who may come in, and how.
-
-    Args:
-        run_dir: The server's directory.
-        user: Whom the server runs as; None for the current user.
-
-    Returns:
-        The file, for the setting ``hba_file``.
-
-    Raises:
-        OSError: If it cannot be written.
-    """
-    # Never through what the directory's new owner may have put in its place.
-    path = run_dir / _HBA
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(file, "w", encoding="ascii") as hba:
-        hba.write(_WHO_MAY_COME_IN)
-        if user is not None:
-            os.fchown(file, user.uid, user.gid)
-    return path
 
 
 def verifier(password: str, salt: bytes | None = None, rounds: int = _ROUNDS) -> str:
