@@ -109,9 +109,10 @@ def test_killed_while_it_starts(when, engine, python, wait_until, processes_with
         assert process.stdout.readline() == ""
 
 
-def test_without_its_reaper_the_owner_removes_it(engine, processes_with):
+def test_without_its_reaper_the_owner_removes_it(engine, processes_with, wait_until):
     server = start(engine.plan())
     kill(*reapers(engine, processes_with))
+    assert wait_until(lambda: not reapers(engine, processes_with), DEADLINE)
     server.stop()
     assert engine.traces() == []
 

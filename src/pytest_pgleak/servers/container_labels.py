@@ -51,8 +51,14 @@ def remove(api: Any, token: str) -> None:
     Raises:
         docker.errors.DockerException, OSError: It is not removed.
     """
+    from docker.errors import APIError
+
     for each in api.containers(all=True, filters={"label": f"{TOKEN}={token}"}):
-        api.remove_container(each["Id"], v=True, force=True)
+        try:
+            api.remove_container(each["Id"], v=True, force=True)
+        except APIError as error:
+            if error.status_code not in (404, 409):  # gone, or on its way
+                raise
 
 
 def _is_abandoned(found: Mapping[str, str]) -> bool:
