@@ -623,3 +623,63 @@ def test_writes_that_vanish(run: Run, database: str) -> None:
         pytest.LineMatcher(lines_of(result, f"test_{test}")).fnmatch_lines(told)
     dropped = ["[[]connection-dropped]*", "  server    pid *, xid *: an uncommitted write was lost"]
     pytest.LineMatcher(lines_of(result, "test_dropped")).fnmatch_lines(dropped)
+
+
+SHOP = """
+import os
+from contextlib import asynccontextmanager
+from fastapi import FastAPI
+from psycopg_pool import AsyncConnectionPool
+
+KEPT = []
+
+@asynccontextmanager
+async def lifespan(app):
+    async with AsyncConnectionPool(os.environ["APP_DSN"], min_size=1, max_size=2, open=False) as app.state.pool:
+        await app.state.pool.wait()
+        yield
+
+app = FastAPI(lifespan=lifespan)
+
+@app.get("/clean")
+async def clean():
+    async with app.state.pool.connection() as conn:
+        await conn.execute("set local work_mem = '77MB'")
+
+@app.get("/setting")
+async def setting():
+    async with app.state.pool.connection() as conn:
+        await conn.execute("set work_mem = '77MB'")
+
+@app.get("/kept")
+async def kept():
+    KEPT.append(await app.state.pool.getconn())
+    await KEPT[-1].execute("insert into visits values (1)")
+"""
+LIVE = """
+    @pytest.fixture(scope="module")
+    def server(pgleak_live):
+        with pgleak_live("shop:app", env={"APP_DSN": os.environ["APP_DSN"]}) as server:
+            yield server
+
+    @pytest.mark.pgleak
+    @pytest.mark.parametrize("path", ["/clean", "/setting", "/kept"])
+    def test_get(server, path):
+        with server.client() as client:
+            assert client.get(path).status_code == 200
+"""
+
+
+def test_in_the_workers_of_a_live_server(run: Run, pytester: pytest.Pytester, database: str) -> None:
+    pytester.makepyfile(shop=SHOP)
+    with pgbouncer(database, "transaction") as address:
+        console_of = f"--pgleak-pgbouncer={console(address)}"
+        result = run(through(address, database), LIVE, f"--pgleak-dsn={database}", console_of)
+    result.assert_outcomes(passed=1, failed=2)
+    result.stdout.no_fnmatch_line("*untracked-backend*")
+    pytest.LineMatcher(lines_of(result, "test_get[/setting]")).fnmatch_lines(
+        ["  set       shop.py:* in setting * in GET /setting (setting)", "  left      setting work_mem = 78848kB*"]
+    )
+    pytest.LineMatcher(lines_of(result, "test_get[/kept]")).fnmatch_lines(
+        ["[[]connection-not-returned]*", "  server    pid *, idle in transaction*", "  pgbouncer client 127.0.0.1:*"]
+    )

@@ -6,7 +6,7 @@ import gc
 import itertools
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,10 +26,9 @@ from pytest_pgleak.healing import Healer
 from pytest_pgleak.kinds import SESSION_STATE
 from pytest_pgleak.known_servers import KnownServers
 from pytest_pgleak.ledger import Ledger
-from pytest_pgleak.libraries.psycopg3 import PSYCOPG
 from pytest_pgleak.observers import Observers
 from pytest_pgleak.ownership import Ownership
-from pytest_pgleak.pgbouncer.sessions import SharedSessions
+from pytest_pgleak.pgbouncer.sessions import SharedSessions, prepared_by_itself
 from pytest_pgleak.pgbouncer.witness import PgBouncer
 from pytest_pgleak.prepared.watch import PreparedWatch
 from pytest_pgleak.reporting import Reported
@@ -75,7 +74,7 @@ class State:
         self.tracker.observers = self.observers
         self.sessions = self.tracker.sessions = SessionTracking(self._judges_sessions, psycopg_internals, self.fault)
         self.shared = self.tracker.shared = SharedSessions(
-            self._judges_sessions, self.pgbouncer, _prepared_by_itself, self.fault
+            self._judges_sessions, self.pgbouncer, prepared_by_itself, self.fault
         )
         self.requests = itertools.count(1)
         self.asgi = AsgiTracking(self.ownership, lambda: next(self.requests), self.loops, self._lifespan_ended)
@@ -226,9 +225,3 @@ class State:
         if not self.checking or sys.is_finalizing():
             return None
         return self.observers.witness(facts, connection, wait)
-
-
-def _prepared_by_itself(facts: ConnectionFacts, connection: Any) -> Mapping[str, str]:
-    if facts.library is PSYCOPG:
-        return psycopg_internals.prepared_statements(connection)
-    return facts.library.prepared(connection)

@@ -258,7 +258,8 @@ class LiveServers:
         settings = state.settings
         dsn = (settings.dsn, settings.dsn_option) if settings.dsn and settings.server in ("auto", "dsn") else None
         collects = settings.mode == "fail"
-        return Rules(frozenset(state.own_databases), settings.terminate, collects, dsn, settings.grace)
+        console = (settings.pgbouncer, settings.pgbouncer_option) if settings.pgbouncer else None
+        return Rules(frozenset(state.own_databases), settings.terminate, collects, dsn, console, settings.grace)
 
     def _tag(self) -> str:
         return header_of(next(self._state.requests), self._state.ownership.active)

@@ -44,6 +44,7 @@ class Rules:
         terminate: Whether it may be undone anywhere.
         collects: Whether the garbage collector may be run where something is still open.
         dsn: The DSN of the settings, and the option that it comes from.
+        pgbouncer: The same of PgBouncer's console.
         grace: Longest time to wait for a late release at a shutdown, seconds.
     """
 
@@ -51,6 +52,7 @@ class Rules:
     terminate: bool = False
     collects: bool = True
     dsn: tuple[str, str] | None = None
+    pgbouncer: tuple[str, str] | None = None
     grace: float = 0.5
 
 

@@ -52,6 +52,7 @@ class WorkerChecks:
         if self._active is not None:
             state.ownership.pop(self._active)
         state.ownership.background.adopt(state.ownership.session)
+        state.pgbouncer.begin()
         self._in_transaction_before = state.judge.begin()
         state.ownership.push(message.owner)
         self._active = message.owner
@@ -140,6 +141,7 @@ class WorkerChecks:
         for owner in owners:
             self._state.ledger.forget_owner(owner)
             self._state.sessions.forget_owner(owner)
+            self._state.shared.forget_owner(owner)
 
     async def _heal(self, verdicts: Verdicts, view: View) -> None:
         for heal in self._state.healer.heal(verdicts, view):

@@ -15,6 +15,7 @@ from pytest_pgleak.background import Background
 from pytest_pgleak.checkpoints import Judge
 from pytest_pgleak.descriptors import Places
 from pytest_pgleak.events import ConnectionFacts, Event
+from pytest_pgleak.findings import Finding
 from pytest_pgleak.fixture_owners import FixtureOwners
 from pytest_pgleak.healing import Healer
 from pytest_pgleak.known_servers import KnownServers
@@ -27,6 +28,8 @@ from pytest_pgleak.live.worker_asgi import WorkerAsgi
 from pytest_pgleak.observers import Observers
 from pytest_pgleak.ownership import Ownership
 from pytest_pgleak.patching import Switch
+from pytest_pgleak.pgbouncer.sessions import SharedSessions, prepared_by_itself
+from pytest_pgleak.pgbouncer.witness import PgBouncer
 from pytest_pgleak.prepared.watch import PreparedWatch
 from pytest_pgleak.process_lifetime import ProcessLifetime
 from pytest_pgleak.session_state.tracking import SessionTracking
@@ -61,7 +64,8 @@ class WorkerState:
         self.ledger = Ledger()
         self.counting = Counting(self.ledger)
         self.places = Places()
-        self.observers = Observers(KnownServers(self.places, lambda: self.rules.dsn))
+        self.pgbouncer = PgBouncer(lambda: self.rules.pgbouncer, self.places)
+        self.observers = Observers(KnownServers(self.places, lambda: self.rules.dsn), self.pgbouncer)
         self._notes = notes
         self.tracker = Tracker(
             self._record, self.ownership, self._witness, lambda: True, self.fault, self.ledger.catch_up
@@ -69,6 +73,7 @@ class WorkerState:
         self.tracker.observers = self.observers
         self.tracker.executed = notes.executed
         self.sessions = self.tracker.sessions = SessionTracking(lambda: True, psycopg_internals, self.fault)
+        self.shared = self.tracker.shared = SharedSessions(lambda: True, self.pgbouncer, prepared_by_itself, self.fault)
         self.asgi = asgi(self.ownership, self.loops)
         prepared = PreparedWatch(self.ledger, self.observers, lambda: (), self._may_change, self._note)
         self.judge = Judge(
@@ -80,12 +85,13 @@ class WorkerState:
             lambda: gc.isenabled() and self.rules.collects,
             prepared,
             self.sessions,
+            shared=self.shared,
         )
         self.healer = Healer(
             self.observers,
             lambda facts: self._may_change(facts.dbname),
             prepared.heal,
-            lambda finding: self.sessions.undo(finding.serial, finding.left),
+            self._undo_session,
             self.ledger.undone,
         )
         # Fixtures are pytest's; of the owners that may close something only lifespans are here.
@@ -125,6 +131,12 @@ class WorkerState:
 
     def _may_change(self, dbname: str) -> bool:
         return self.rules.terminate or dbname in self.rules.own_databases
+
+    def _undo_session(self, finding: Finding) -> None:
+        if finding.shared is not None:
+            self.shared.undo(finding.shared, finding.left)
+        else:
+            self.sessions.undo(finding.serial, finding.left)
 
     def _note(self, text: str) -> None:
         self._tell_fault(text)

@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from pytest_pgleak import psycopg_internals
 from pytest_pgleak.clock import Clock
 from pytest_pgleak.events import ConnectionFacts, Moment
 from pytest_pgleak.known_servers import conninfo_of
+from pytest_pgleak.libraries.psycopg3 import PSYCOPG
 from pytest_pgleak.pgbouncer.probe import look_at_idle, undo_on_idle
 from pytest_pgleak.pgbouncer.rows import Address, Client
 from pytest_pgleak.pgbouncer.shared import SharedHint, is_text_of, left_on, may_leave, parts_of
@@ -213,3 +215,10 @@ def _is_rolled_back(before: str, operation: Operation) -> bool:
     if before == "INERROR" or operation.forced or (operation.is_block and operation.fails):
         return True
     return how_of(operation) is How.ROLLBACK or operation.answer == "ROLLBACK"
+
+
+def prepared_by_itself(facts: ConnectionFacts, connection: Any) -> Mapping[str, str]:
+    """Return the statements that a driver has prepared by itself on a connection: texts by names."""
+    if facts.library is PSYCOPG:
+        return psycopg_internals.prepared_statements(connection)
+    return facts.library.prepared(connection)
