@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import re
+import socket
 import textwrap
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -14,8 +16,10 @@ from pgbouncers import needs_pgbouncer, pgbouncer, translated
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from pytest_pgleak.activity import Backend
 from pytest_pgleak.descriptors import Places
 from pytest_pgleak.pgbouncer.console import AdminConsole, ConsoleError
+from pytest_pgleak.pgbouncer.witness import PgBouncer
 from pytest_pgleak.servers import ServerRequest, plan, start
 
 pytestmark = needs_pgbouncer
@@ -306,6 +310,25 @@ def test_a_console_that_was_started_anew_is_read_again(database: str) -> None:
             assert admin.look().clients
     finally:
         admin.close()
+
+
+def test_a_pgbouncer_that_goes_away_fails_no_test(database: str) -> None:
+    somebody = (Backend(4711),)
+    with pgbouncer(database, "session") as address:
+        witness = PgBouncer(lambda: (console(address), "--pgleak-pgbouncer"))
+        witness.begin(1, is_set_up=True)
+        assert witness.version
+        assert witness.without_own(somebody) == somebody
+    assert witness.without_own(somebody) == somebody
+    assert (witness.version, witness.was_read) == ("", False)
+    assert "named by --pgleak-pgbouncer: it cannot be reached" in str(witness.complaint)
+    assert witness.take_misconfiguration() is None
+    with pgbouncer(database, "session", listen_port=conninfo_to_dict(address)["port"]):
+        witness.begin(2, is_set_up=False)
+        assert witness.version
+        assert witness.was_read
+    witness.close()
+    assert witness.complaint is None
 
 
 def test_a_console_whose_name_is_malformed() -> None:
@@ -683,3 +706,45 @@ def test_in_the_workers_of_a_live_server(run: Run, pytester: pytest.Pytester, da
     pytest.LineMatcher(lines_of(result, "test_get[/kept]")).fnmatch_lines(
         ["[[]connection-not-returned]*", "  server    pid *, idle in transaction*", "  pgbouncer client 127.0.0.1:*"]
     )
+
+
+def test_a_pgbouncer_that_a_fixture_starts_and_stops(run: Run, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    address = make_conninfo(host="127.0.0.1", port=port, user="postgres")
+    result = run(
+        through(address, database),
+        f"""
+        import pgbouncers
+        from pytest_pgleak.descriptors import Places
+        from pytest_pgleak.pgbouncer.console import AdminConsole
+
+        @pytest.fixture(scope="module")
+        def started():
+            with pgbouncers.pgbouncer(os.environ["STRAIGHT"], "transaction", listen_port={port}) as address:
+                yield
+                # From 1.23 on it would wait for everybody who is still there.
+                admin = AdminConsole("{console(address)}", Places())
+                assert [client.database for client in admin.look().clients] == ["pgbouncer"]
+                admin.close()
+
+        def test_clean(started):
+            with connect() as conn:
+                conn.execute("set local work_mem = '77MB'")
+
+        def test_setting(started):
+            with connect() as conn:
+                conn.execute("set work_mem = '77MB'")
+
+        def test_elsewhere():
+            with psycopg.connect(os.environ["STRAIGHT"]) as conn:
+                conn.execute("select 1")
+        """,
+        f"--pgleak-dsn={database}",
+        f"--pgleak-pgbouncer={console(address)}",
+    )
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines(["[[]session-state]*"])
+    assert "console" not in result.stdout.str()

@@ -42,7 +42,7 @@ class Observers:
     def complaints(self) -> tuple[str, ...]:
         """The servers that cannot be observed, and why: one line each."""
         # Behind a PgBouncer whose console is read, the server that was named is observed.
-        is_seen_through = bool(self._pgbouncer.version and self.servers.seeing)
+        is_seen_through = self._pgbouncer.was_read and bool(self.servers.seeing)
         return self.servers.complaints(but_poolers=is_seen_through)
 
     def seeing(self, connections: Iterable[ConnectionFacts]) -> dict[Server, Observer]:
@@ -92,6 +92,7 @@ class Observers:
             known_pids: Returns the pids of all backends that this process has opened.
             nothing_between: Whether nothing has happened since `new_backends` was asked: then its answer still holds.
         """
+        self._pgbouncer.begin(self.servers.tick(), is_set_up=True)
         still_holds = nothing_between and self._after_databases == _databases(watched)
         after, self._after, self._after_databases = self._after, {}, {}  # once: a check that fails leaves none
         if still_holds:

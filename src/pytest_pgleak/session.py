@@ -69,7 +69,7 @@ class Session:
         is_checked = is_selected and self.state.settings.mode != "off"
         if is_checked:
             self.state.places.reserve()
-            self.state.pgbouncer.begin()
+            self.state.pgbouncer.begin(self.state.observers.servers.tick(), is_set_up=False)
             self.hangs.start()
         self.hangs.enter(item.nodeid, "setup")
         if not is_checked:
@@ -263,6 +263,7 @@ class Session:
     def _release(self, since: int) -> None:
         try:
             self.state.observers.servers.release(since)
+            self.state.pgbouncer.release(since)
         except Exception:  # noqa: BLE001 - it must not get in the way of the user's teardown
             self.state.fault("the teardown of a fixture")
 

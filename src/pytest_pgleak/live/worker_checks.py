@@ -52,7 +52,6 @@ class WorkerChecks:
         if self._active is not None:
             state.ownership.pop(self._active)
         state.ownership.background.adopt(state.ownership.session)
-        state.pgbouncer.begin()
         self._in_transaction_before = state.judge.begin()
         state.ownership.push(message.owner)
         self._active = message.owner

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pytest_pgleak.activity import Backend
 from pytest_pgleak.descriptors import Places
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from pytest_pgleak.pgbouncer.console import AdminConsole
     from pytest_pgleak.pgbouncer.rows import Address, Client, Console, ServerConnection
 
+_Answer = TypeVar("_Answer")
+
+_MOST_ATTEMPTS: Final = 4
+"""To connect, one after the other in vain: a host that does not answer takes five seconds each time."""
 _MOST_VERIFIED: Final = 1000
 """Server connections that are remembered: PgBouncer opens new ones, from time to time."""
 
@@ -34,10 +39,13 @@ class PgBouncer:
         self._settings = settings
         self._places = places or Places()
         self._console: AdminConsole | None = None
+        self._connected_at: int | None = None
+        self._attempts_left = _MOST_ATTEMPTS
         self._failure = ""
+        self._loss = ""
         self._told = False
-        self._has_begun = False
         self._lock = threading.Lock()
+        self._asking: int | None = None
         self._modes: dict[tuple[str, str], str] = {}
         self._verified: dict[ServerConnection, Observer | None] = {}
         self._behind: dict[tuple[tuple[str, str], str], tuple[Observer, str]] = {}
@@ -45,30 +53,56 @@ class PgBouncer:
     @property
     def version(self) -> str:
         """Its version as ``1.18.0``; empty where no console was named, or where it cannot be read."""
-        return "" if self._console is None or self._failure else self._console.version
+        return "" if self._console is None or self._connected_at is None else self._console.version
+
+    @property
+    def was_read(self) -> bool:
+        """Whether it was read for as long as it was there."""
+        return self._console is not None and bool(self._console.version) and not self._loss
 
     @property
     def complaint(self) -> str | None:
         """Why the console that the user has named cannot be read; None where all is well."""
-        named = self._settings() if self._failure else None
-        return None if named is None else f"PgBouncer's console, named by {named[1]}: {self._failure}"
+        why = self._failure or self._loss
+        named = self._settings() if why else None
+        return None if named is None else f"PgBouncer's console, named by {named[1]}: {why}"
 
-    def begin(self) -> None:
-        """Connect to the console before the first test that is checked, if one was named."""
-        if self._has_begun:
-            return
-        self._has_begun = True
-        if (named := self._settings()) is None:
+    def begin(self, moment: int, *, is_set_up: bool) -> None:
+        """Connect to the console, if one was named, and it is not connected.
+
+        Args:
+            moment: What `KnownServers.tick` says.
+            is_set_up: Whether the fixtures of a test have been set up. One of them may start PgBouncer; only after them
+                it is a mistake that there is none.
+        """
+        if self._connected_at is not None or not self._attempts_left or (named := self._settings()) is None:
             return
         from pytest_pgleak.pgbouncer.console import AdminConsole
 
-        with self._lock:
+        if self._console is None:
             self._console = AdminConsole(named[0], self._places)
-            self._try(self._console.connect)
+        self._attempts_left -= 1
+        trouble = self._try(self._console.connect)[1]
+        if trouble is None:
+            self._connected_at, self._attempts_left, self._loss = moment, _MOST_ATTEMPTS, ""
+        elif is_set_up and not self._console.version:
+            self._failure, self._attempts_left = trouble, 0
+
+    def release(self, since: int) -> None:
+        """Close the connection to a PgBouncer that may be about to stop: one that was not there before a fixture.
+
+        Since 1.23 it waits, told to stop by SIGTERM, until all of its clients have gone; and a fixture waits for it.
+
+        Args:
+            since: What `KnownServers.tick` said when the fixture began.
+        """
+        if self._connected_at is not None and self._connected_at > since:
+            self._connected_at = None
+            self.close()
 
     def take_misconfiguration(self) -> str | None:
-        """Return, once, why the console cannot be read."""
-        complaint = None if self._told else self.complaint
+        """Return, once, why the console could never be read."""
+        complaint = None if self._told or not self._failure else self.complaint
         self._told = self._told or complaint is not None
         return complaint
 
@@ -160,18 +194,12 @@ class PgBouncer:
 
     def close(self) -> None:
         """Close the connection to the console."""
-        with self._lock:
-            if self._console is not None:
-                self._console.close()
+        if self._console is not None:
+            self._try(self._console.close)
 
     def _server_of(self, facts: ConnectionFacts, address: Address | None, *, wait: bool) -> ServerConnection | None:
-        if address is None or not self._lock.acquire(blocking=wait):
-            return None
-        try:
-            console = None if self._console is None else self._console.look(links_only=True)
-        finally:
-            self._lock.release()
-        client = None if console is None else client_of(console, address, facts.dbname)
+        console = None if address is None else self._look(wait=wait, links_only=True)
+        client = None if console is None or address is None else client_of(console, address, facts.dbname)
         server = None if client is None or console is None else server_of(console, client)
         # Always the same while it lives, whoever has it.
         return None if server is None else replace(server, state="", link="")
@@ -186,27 +214,36 @@ class PgBouncer:
         found = [each for each, row in rows if row is not None and is_backend_of(row, server, console)]
         if len(self._verified) >= _MOST_VERIFIED:
             self._verified.clear()
-        self._verified[server] = found[0] if len(found) == 1 else None
+        if found or wait:  # a finalizer may have been refused
+            self._verified[server] = found[0] if len(found) == 1 else None
         if len(found) == 1:
             name = (console.databases or {}).get(server.database) or server.database
             self._behind[facts.server, facts.dbname] = found[0], name
 
-    def _look(self, *, wait: bool = True) -> Console | None:
-        if not self._lock.acquire(blocking=wait):
+    def _look(self, *, wait: bool = True, links_only: bool = False) -> Console | None:
+        if self._console is None or self._connected_at is None:
             return None
-        try:
-            return None if self._console is None or self._failure else self._try(self._console.look)
-        finally:
-            self._lock.release()
+        console, trouble = self._try(partial(self._console.look, links_only=links_only), wait=wait)
+        if trouble is not None:
+            # It is not asked again, until the next test.
+            self._connected_at, self._loss = None, trouble
+        return console
 
-    def _try(self, ask: Callable[[], Console | None]) -> Console | None:
+    def _try(self, ask: Callable[[], _Answer], *, wait: bool = True) -> tuple[_Answer | None, str | None]:
+        """Ask the console; return its answer, and what went wrong."""
         from pytest_pgleak.pgbouncer.console import ConsoleError
 
+        # The garbage collector may run somebody's finalizer in the middle of it, in this very thread.
+        if self._asking == threading.get_ident() or not self._lock.acquire(blocking=wait):
+            return None, None
+        self._asking = threading.get_ident()
         try:
-            return ask()
+            return ask(), None
         except ConsoleError as error:
-            self._failure = str(error)
-            return None
+            return None, str(error)
+        finally:
+            self._asking = None
+            self._lock.release()
 
 
 def _address(facts: ConnectionFacts) -> tuple[str, int] | None:
