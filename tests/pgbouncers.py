@@ -125,3 +125,19 @@ def translated(dsn: str) -> Iterator[str]:
         finally:
             relay.shutdown()
             serving.join()
+
+
+def through(address: str, database: str) -> str:
+    return make_conninfo(address, dbname=conninfo_to_dict(database)["dbname"])
+
+
+def console(address: str) -> str:
+    return make_conninfo(address, user="admin", dbname="pgbouncer")
+
+
+def lines_of(result: pytest.RunResult, test: str) -> list[str]:
+    """The failure of one test."""
+    lines = result.stdout.lines
+    start = next(number for number, line in enumerate(lines) if line.strip("_ ") == test)
+    end = next((n for n in range(start + 1, len(lines)) if lines[n].startswith(("____", "===="))), None)
+    return lines[start:end]
