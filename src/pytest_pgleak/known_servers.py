@@ -48,15 +48,15 @@ class KnownServers:
         self._learned_at: dict[Server, int] = {}
         self._released: dict[Server, str] = {}
 
-    def complaints(self, *, but_poolers: bool = False) -> tuple[str, ...]:
+    def complaints(self, is_seen_through: Callable[[Server], bool]) -> tuple[str, ...]:
         """Return the servers that cannot be observed, and why: one line each.
 
         Args:
-            but_poolers: Whether what turned out to be a pooler is left out.
+            is_seen_through: Tells of a pooler whether the server behind it is seen all the same.
         """
         named = {f"the server of {option}": reason for option, reason in self._misnamed.items()}
         for server, reason in self._blind.items():
-            if reason and not (but_poolers and server in self._poolers):
+            if reason and not (server in self._poolers and is_seen_through(server)):
                 named[f"the server {server[0]}:{server[1]}"] = reason
         return tuple(f"{name}: {' '.join(reason.split())}" for name, reason in named.items())
 

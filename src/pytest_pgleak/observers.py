@@ -42,8 +42,8 @@ class Observers:
     def complaints(self) -> tuple[str, ...]:
         """The servers that cannot be observed, and why: one line each."""
         # Behind a PgBouncer whose console is read, the server that was named is observed.
-        is_seen_through = self._pgbouncer.was_read and bool(self.servers.seeing)
-        return self.servers.complaints(but_poolers=is_seen_through)
+        seen_through = self._pgbouncer.sees if self.servers.seeing else lambda _server: False
+        return self.servers.complaints(seen_through)
 
     def seeing(self, connections: Iterable[ConnectionFacts]) -> dict[Server, Observer]:
         """Return the observers that can see, by server. May be called from any thread.

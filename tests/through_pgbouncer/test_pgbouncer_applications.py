@@ -6,11 +6,14 @@ from collections.abc import Callable
 
 import pytest
 from pgbouncers import console, lines_of, needs_pgbouncer, pgbouncer, through
+from psycopg.conninfo import make_conninfo
 
 pytestmark = needs_pgbouncer
 
 Run = Callable[..., pytest.RunResult]
 
+
+SECRET = "s3cr3t-w0rd"
 
 APP = """
     pytestmark = pytest.mark.pgleak
@@ -68,12 +71,13 @@ APP = """
 
 
 def test_an_application_with_a_pool_of_its_own(run: Run, database: str) -> None:
-    with pgbouncer(database, "transaction") as address:
+    """As a user of PgBouncer's own, that it maps to another one on the server."""
+    with pgbouncer(database, "transaction", {"web": SECRET, "admin": SECRET}) as address:
         result = run(
-            through(address, database),
+            make_conninfo(through(address, database), user="web", password=SECRET),
             APP,
             f"--pgleak-dsn={database}",
-            f"--pgleak-pgbouncer={console(address)}",
+            f"--pgleak-pgbouncer={make_conninfo(console(address), password=SECRET)}",
             "-o",
             "pgleak_terminate=true",
         )
@@ -94,6 +98,7 @@ def test_an_application_with_a_pool_of_its_own(run: Run, database: str) -> None:
     pytest.LineMatcher(lines_of(result, "test_get[/kept]")).fnmatch_lines(
         ["[[]connection-not-returned] *", "  server    pid *, idle in transaction*", "  pgbouncer client 127.0.0.1:*"]
     )
+    assert SECRET not in result.stdout.str().partition("test session starts")[2] + result.stderr.str()
     every = "\n".join(lines_of(result, "test_get_all"))
     assert every.count("[session-state]") == 1
     assert "  left      setting app.tenant\n" in every

@@ -175,6 +175,7 @@ def test_nothing_is_said_where_addresses_are_translated(run: Run, database: str)
         ["[[]connection-not-closed]*", "  server *, in a transaction (INTRANS) by the client's*"]
     )
     assert "  pgbouncer " not in result.stdout.str()
+    result.stdout.fnmatch_lines(["pgleak: the ledger judged alone for the server 127.0.0.1:*"])
 
 
 LOST = """

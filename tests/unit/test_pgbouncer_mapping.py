@@ -12,6 +12,7 @@ ADDRESS = ("127.0.0.1", 43308)
 CLIENT = Client("0xc1", ADDRESS, "app", "web", "active", "0x51")
 SERVER = ServerConnection("0x51", 4711, "app", "web", "active", "0xc1", ("10.0.0.5", 50000))
 CONSOLE = Console((CLIENT,), (SERVER,), {("app", "web"): "transaction"}, {"app": "app_db"})
+FORCED = replace(CONSOLE, modes={("app", "postgres"): "session"}, forced_users={"app": "postgres"})
 ROW = backend(4711, datname="app_db", client_addr="10.0.0.5", client_port=50000)
 
 
@@ -36,13 +37,17 @@ def test_what_the_console_shows_is_read_by_the_names_of_its_columns():
             | {"database": "app", "user": "web", "state": "idle", "link": ""},
         ),
         "pools": ({"database": "app", "user": "web", "pool_mode": "transaction"},),
-        "databases": ({"name": "app", "database": "app_db"},),
+        "databases": (
+            {"name": "app", "database": "app_db", "force_user": None},
+            {"name": "other", "database": "other", "force_user": "postgres"},
+        ),
     }
     seen = read(shown)
     assert seen.clients[0] == CLIENT
     assert [client.address for client in seen.clients[1:]] == [None, ("10.0.0.1", 5), ("fe80::1", 6)]
     assert seen.servers == (SERVER, ServerConnection("0x52", 4712, "app", "web", "idle"))
-    assert (seen.modes, seen.databases) == (CONSOLE.modes, CONSOLE.databases)
+    assert (seen.modes, seen.databases) == (CONSOLE.modes, {"app": "app_db", "other": "other"})
+    assert seen.forced_users == {"other": "postgres"}
 
 
 @pytest.mark.parametrize(
@@ -87,6 +92,7 @@ def test_how_a_client_is_shown():
     assert through(CONSOLE, replace(CLIENT, address=("fe80::1", 5))).client == "[fe80::1]:5"
     assert through(CONSOLE, CLIENT).pool_mode == "transaction"
     assert through(CONSOLE, replace(CLIENT, user="other")).pool_mode == ""
+    assert through(FORCED, CLIENT).pool_mode == "session"
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,11 @@ def client_of(console: Console, address: Address, database: str) -> Client | Non
     return found[0] if len(found) == 1 else None
 
 
+def pool_of(console: Console, client: Client) -> tuple[str, str]:
+    """Return database and user of the pool that a client gets its server connections from."""
+    return client.database, (console.forced_users or {}).get(client.database) or client.user
+
+
 def server_of(console: Console, client: Client) -> ServerConnection | None:
     """Return the server connection that a client has at this moment; None for none."""
     if not client.link:
@@ -37,7 +42,7 @@ def through(console: Console, client: Client) -> Through:
     server = server_of(console, client)
     return Through(
         f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
-        (console.modes or {}).get((client.database, client.user), ""),
+        (console.modes or {}).get(pool_of(console, client), ""),
         server.pid if server is not None else None,
         client.state == "waiting",
     )
@@ -62,7 +67,7 @@ def idle_in_pool_of(console: Console, client: Client) -> tuple[ServerConnection,
     return tuple(
         server
         for server in console.servers
-        if (server.database, server.user) == (client.database, client.user)
+        if (server.database, server.user) == pool_of(console, client)
         and not server.link
         and server.state in ("idle", "used")
     )

@@ -71,12 +71,14 @@ class Console:
         servers: The connections to PostgreSQL.
         modes: ``session``, ``transaction`` or ``statement``, by database and user of a pool.
         databases: What a database is called on the server, by the name that clients use.
+        forced_users: As whom PgBouncer connects to a database, whoever its client is; by the name of the database.
     """
 
     clients: tuple[Client, ...] = ()
     servers: tuple[ServerConnection, ...] = ()
     modes: Mapping[tuple[str, str], str] | None = None
     databases: Mapping[str, str] | None = None
+    forced_users: Mapping[str, str] | None = None
 
 
 def client(row: Row) -> Client:
@@ -110,6 +112,7 @@ def read(shown: Mapping[str, tuple[Row, ...]]) -> Console:
         tuple(server_connection(row) for row in shown["servers"]),
         {(_text(row, "database"), _text(row, "user")): _text(row, "pool_mode") for row in shown.get("pools", ())},
         {_text(row, "name"): _text(row, "database") for row in shown.get("databases", ())},
+        {_text(row, "name"): _text(row, "force_user") for row in shown.get("databases", ()) if row.get("force_user")},
     )
 
 

@@ -48,6 +48,7 @@ class PgBouncer:
         self._asking: int | None = None
         self._modes: dict[tuple[str, str], str] = {}
         self._verified: dict[ServerConnection, Observer | None] = {}
+        self._is_there: dict[tuple[str, str], bool] = {}
         self._behind: dict[tuple[tuple[str, str], str], tuple[Observer, str]] = {}
 
     @property
@@ -59,6 +60,13 @@ class PgBouncer:
     def was_read(self) -> bool:
         """Whether it was read for as long as it was there."""
         return self._console is not None and bool(self._console.version) and not self._loss
+
+    def sees(self, server: tuple[str, str]) -> bool:
+        """Tell whether connections to a server, as the application calls it, are clients that the console knows.
+
+        Where nobody has looked for one, there was nothing to say of any.
+        """
+        return self.was_read and self._is_there.get(server, True)
 
     @property
     def complaint(self) -> str | None:
@@ -125,7 +133,7 @@ class PgBouncer:
         shown: dict[int, Through] = {}
         rows: dict[int, Backend] = {}
         for facts, address in ours:
-            if (client := client_of(console, address, facts.dbname)) is None:
+            if (client := self._client_of(console, facts, address)) is None:
                 continue
             shown[facts.backend_pid] = through(console, client)
             if (server := server_of(console, client)) is None:
@@ -168,7 +176,7 @@ class PgBouncer:
         """Return the client that a connection of this process is; None where it is none, or nobody can tell."""
         address = _address(facts)
         console = None if address is None else self._look()
-        return None if address is None or console is None else client_of(console, address, facts.dbname)
+        return None if address is None or console is None else self._client_of(console, facts, address)
 
     def has_client(self, address: Address) -> bool:
         """Tell whether a client is still connected."""
@@ -184,7 +192,7 @@ class PgBouncer:
         """Return the mode of the pool of a client; empty where it is not known. It is asked once."""
         key = client.database, client.user
         if not self._modes.get(key) and (console := self._look()) is not None:
-            self._modes |= console.modes or {}
+            self._modes[key] = through(console, client).pool_mode
         return self._modes.get(key, "")
 
     def without_own(self, backends: tuple[Backend, ...]) -> tuple[Backend, ...]:
@@ -199,10 +207,15 @@ class PgBouncer:
 
     def _server_of(self, facts: ConnectionFacts, address: Address | None, *, wait: bool) -> ServerConnection | None:
         console = None if address is None else self._look(wait=wait, links_only=True)
-        client = None if console is None or address is None else client_of(console, address, facts.dbname)
+        client = None if console is None or address is None else self._client_of(console, facts, address)
         server = None if client is None or console is None else server_of(console, client)
         # Always the same while it lives, whoever has it.
         return None if server is None else replace(server, state="", link="")
+
+    def _client_of(self, console: Console, facts: ConnectionFacts, address: Address) -> Client | None:
+        client = client_of(console, address, facts.dbname)
+        self._is_there[facts.server] = client is not None
+        return client
 
     def _verify(
         self, facts: ConnectionFacts, server: ServerConnection, observers: Iterable[Observer], *, wait: bool
