@@ -24,10 +24,12 @@ class Half:
 
     Args:
         name: ``"correct"`` or ``"leaky"``.
+        others: Applications of the other half to serve beside them, as ``"leaky.dependency_returned"``.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *others: str) -> None:
         self._name = name
+        self._others = others
         self._applications: dict[str, FastAPI] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -55,11 +57,12 @@ class Half:
 
     def _build(self) -> None:
         package = importlib.import_module(f"demo_app.{self._name}")
-        for module in pkgutil.iter_modules(package.__path__):
-            name = f"{self._name}.{module.name}"
+        own = (f"{self._name}.{module.name}" for module in pkgutil.iter_modules(package.__path__))
+        for name in (*own, *self._others):
             create_app = importlib.import_module(f"demo_app.{name}").create_app
             self._applications[name] = create_app(os.environ["VISITS_DSN"])
 
 
 correct = Half("correct")
 leaky = Half("leaky")
+one_leaks = Half("correct", "leaky.dependency_returned")
