@@ -124,6 +124,20 @@ TESTS = """
     def test_leak_of_a_fixture(visited):
         pass
 
+    def test_a_block(client, pgleak):
+        with pytest.raises(pytest.fail.Exception, match="connection-dropped"):
+            with pgleak.no_leaks():
+                client.get("/leak/1")
+        with pgleak.no_leaks():
+            client.get("/pooled")
+
+    @pytest.mark.pgleak(allow=["connection-dropped"])
+    def test_findings(client, pgleak):
+        assert pgleak.findings() == ()
+        client.get("/leak/1")
+        assert [finding.kind for finding in pgleak.findings()] == ["connection-dropped"]
+        assert [finding.kind for finding in pgleak.findings()] == ["connection-dropped"]
+
     @pytest.mark.pgleak(allow=["connection-dropped"])
     def test_allowed(client):
         assert client.get("/leak/9").status_code == 200
@@ -152,7 +166,7 @@ def run(pytester: pytest.Pytester, server_dsn: str) -> Run:
 def test_what_the_workers_leave_is_found_as_in_process(run: Run) -> None:
     result = run(TESTS, COMMANDS=COMMANDS)
     number = len(COMMANDS)
-    result.assert_outcomes(passed=6 * number, failed=3 * number, errors=number)
+    result.assert_outcomes(passed=8 * number, failed=3 * number, errors=number)
     output = result.stdout.str()
     for place, count in {
         "shop.py:17 in returned": 2,  # a test and an async test
@@ -227,6 +241,23 @@ def test_each_worker_of_xdist_has_a_server_of_its_own(run: Run, pytester: pytest
     result.assert_outcomes(passed=5, failed=1)
     result.stdout.fnmatch_lines(["   1 × [[]connection-dropped] shop.py:17 in returned"])
     result.stdout.no_fnmatch_line("*untracked-backend*")
+
+
+def test_a_plugin_that_is_off_watches_nothing(run: Run) -> None:
+    result = run(
+        """
+        import pytest
+
+        @pytest.mark.pgleak
+        def test_it(pgleak_live, pgleak_dsn):
+            with pgleak_live("shop:app", env={"DATABASE_URL": pgleak_dsn}) as server, server.client() as client:
+                assert client.get("/leak/1").status_code == 200
+                assert "x-pytest-pgleak" not in client.get("/headers").json()
+                assert not server.worker_pids
+        """,
+        "--pgleak-mode=off",
+    )
+    result.assert_outcomes(passed=1)
 
 
 def processes_of(directory: str) -> list[str]:

@@ -212,7 +212,12 @@ class ItemCheck:
         """Judge what the requests have left in the workers of live servers."""
         if (live := self._state.live) is None:
             return ()
-        return (yield from beside_the_timeout(live.judging(question, self.grace, ends_call), self._item, self.grace))
+        try:
+            judging = live.judging(question, self.grace, ends_call)
+            return (yield from beside_the_timeout(judging, self._item, self.grace))
+        except Exception:  # noqa: BLE001 - what was found in this process is told all the same
+            self._state.fault(f"the check of {self._item.nodeid} in a live server")
+            return ()
 
     async def _judge_in_loop(self) -> None:
         self._judged_in_loop = True

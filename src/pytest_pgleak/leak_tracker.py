@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
@@ -15,7 +15,7 @@ from pytest_pgleak.findings import Finding
 from pytest_pgleak.item_checks import CALL_OWNER, CHECK, ENTRIES
 from pytest_pgleak.owners import Owner
 from pytest_pgleak.reporting import LeaksFound, entries_of_verdicts
-from pytest_pgleak.settling import settle, settle_async
+from pytest_pgleak.settling import Findings, settle, settle_async
 from pytest_pgleak.verdicts import Verdicts
 from pytest_pgleak.views import ConnectionView, Ending, View
 
@@ -56,7 +56,10 @@ class LeakTracker:
             return ()
         ended = frozenset({owner.serial})
         checkpoint = Checkpoint(Question(owner, ended, ended), grace=0.0, keep=_keep(self._state))
-        return settle(self._state.judge.settling(checkpoint))
+        findings = settle(self._state.judge.settling(checkpoint))
+        if (live := self._state.live) is not None:
+            findings += settle(live.judging(checkpoint.question, 0.0, ends_call=False, is_last=False))
+        return findings
 
     def no_leaks(self) -> NoLeaks:
         """Make a block, ``with`` or ``async with``, that fails at its end if what ran inside left something.
@@ -105,6 +108,7 @@ class NoLeaks:
         with self._ending():
             checkpoint = self._checkpoint(0.0 if _in_event_loop() else self._grace, exc is not None)
             findings = settle(self._state.judge.settling(checkpoint))
+            findings += settle(self._judging_workers(checkpoint.question))
         self._judge(findings, exc)
 
     async def __aenter__(self) -> NoLeaks:
@@ -117,7 +121,13 @@ class NoLeaks:
         with self._ending():
             checkpoint = self._checkpoint(self._grace, exc is not None)
             findings = await settle_async(self._state.judge.settling(checkpoint))
+            findings += await settle_async(self._judging_workers(checkpoint.question))
         self._judge(findings, exc)
+
+    def _judging_workers(self, question: Question) -> Generator[float, None, Findings]:
+        # A server answers in another process, so that it can finish whether this block is in an event loop or not.
+        live = self._state.live
+        return () if live is None else (yield from live.judging(question, self._grace, ends_call=False))
 
     @contextmanager
     def _ending(self) -> Iterator[None]:
@@ -138,8 +148,10 @@ class NoLeaks:
     def _judge(self, findings: tuple[Finding, ...], exc: BaseException | None) -> None:
         __tracebackhide__ = True
         assert self._owner is not None
-        self._state.judge.settled(findings)
+        self._state.judge.settled(finding for finding in findings if finding.process is None)
         self._state.ledger.forget_owner(self._owner.serial)
+        if self._state.live is not None:
+            self._state.live.forget([self._owner])
         if exc is not None:
             return
         verdicts, root = _sorted(findings, self._item, self._state), self._state.config.rootpath

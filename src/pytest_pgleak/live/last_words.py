@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +17,7 @@ from pytest_pgleak.activity import Backend
 from pytest_pgleak.events import ConnectionFacts, Event, EventKind, Moment
 from pytest_pgleak.find import finding_at, of_transactions
 from pytest_pgleak.findings import Finding
-from pytest_pgleak.frames import origin
+from pytest_pgleak.frames import is_user_code, origin
 from pytest_pgleak.kinds import CONNECTION_NOT_CLOSED, WRITE_LOST
 from pytest_pgleak.live.journal import Journal
 from pytest_pgleak.rendering import place
@@ -114,17 +114,23 @@ class Notes:
         """
         if status == "INTRANS" and connection not in self._open and _CHANGED.match(answer):
             self._open.add(connection)
-            self._journal.write(Wrote(connection, facts, moment()))
+            self._journal.write(Wrote(connection, facts, _short(moment())))
 
     def see(self, event: Event) -> None:
         """Something has happened to a connection."""
         if event.kind is EventKind.CONNECTION_OPENED and event.connection is not None and event.moment is not None:
-            self._journal.write(Opened(event.subject, event.connection, event.moment))
+            self._journal.write(Opened(event.subject, event.connection, _short(event.moment)))
         elif event.kind in _CLOSES:
             self._journal.write(Closed(event.subject))
         if event.kind in _ENDS and event.subject in self._open:
             self._open.discard(event.subject)
             self._journal.write(Over(event.subject))
+
+
+def _short(moment: Moment) -> Moment:
+    """Leave out of a stack what nobody will be shown: most of it is the server's and the framework's."""
+    own = tuple(frame for frame in moment.stack if is_user_code(frame[0].co_filename))
+    return replace(moment, stack=own or moment.stack)
 
 
 @dataclass(slots=True)

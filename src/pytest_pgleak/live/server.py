@@ -45,6 +45,7 @@ class LiveServer:
         rules: The settings.
         tag: Returns the header of a request that is sent now.
         told: Takes that header, and the status of the answer that the client has got.
+        is_watched: Whether the ledger is to run in it.
     """
 
     def __init__(
@@ -56,7 +57,9 @@ class LiveServer:
         rules: Rules,
         tag: Callable[[], str],
         told: Callable[[str, int], None],
+        is_watched: bool = True,
     ) -> None:
+        self._is_watched = is_watched
         self._tag = tag
         self._told = told
         self.port = _free_port()
@@ -67,9 +70,9 @@ class LiveServer:
         self.workers = Workers(self._directory)
         (self._directory / RULES).write_bytes(dumps(rules))
         self._final_log = ""
-        self._process = ServerProcess(
-            self._directory, self.command.arguments, _environment(self._directory, self.command, environment), cwd
-        )
+        given = {**self.command.environment, **environment}
+        whole = _environment(given, self._directory if is_watched else None)
+        self._process = ServerProcess(self._directory, self.command.arguments, whole, cwd)
 
     def wait(self, timeout: float) -> None:
         """Wait until the server answers.
@@ -87,6 +90,8 @@ class LiveServer:
             if Clock.monotonic() > give_up_at:
                 raise LiveServerError(self._failure(f"it did not answer within {timeout:g} s"))
             Clock.sleep(_POLL)
+        if not self._is_watched:
+            return
         give_up_at = min(give_up_at, Clock.monotonic() + _STRAGGLERS)
         while self.workers.serving < self.command.workers and Clock.monotonic() < give_up_at:
             Clock.sleep(_POLL)
@@ -127,7 +132,7 @@ class LiveServer:
         def told(response: httpx.Response) -> None:
             self._told(response.request.headers[HEADER], response.status_code)
 
-        client = httpx.Client(**_options(options, self.url, tag, told))
+        client = httpx.Client(**self._options(options, tag, told))
         self._clients.append(client)
         return client
 
@@ -145,7 +150,7 @@ class LiveServer:
         async def told(response: httpx.Response) -> None:
             self._told(response.request.headers[HEADER], response.status_code)
 
-        return httpx.AsyncClient(**_options(options, self.url, tag, told))
+        return httpx.AsyncClient(**self._options(options, tag, told))
 
     def reload(self, timeout: float = 30.0) -> None:
         """Have all workers replaced, gracefully (SIGHUP), and wait until that is done.
@@ -183,10 +188,22 @@ class LiveServer:
         self.workers.close()
         shutil.rmtree(self._directory, ignore_errors=True)
 
+    def _options(
+        self, given: dict[str, Any], tag: Callable[[Any], object], told: Callable[[Any], object]
+    ) -> dict[str, Any]:
+        hooks = dict(given.get("event_hooks") or {})
+        if self._is_watched:
+            hooks["request"] = [*hooks.get("request", ()), tag]
+            hooks["response"] = [told, *hooks.get("response", ())]
+        # A proxy of the machine's would not reach a server on its loopback interface.
+        return {"base_url": self.url, "trust_env": False, **given, "event_hooks": hooks}
+
     def _answers(self) -> bool:
         try:
             with socket.create_connection((HOST, self.port), timeout=1.0) as connection:
-                request = f"GET / HTTP/1.1\r\nHost: {HOST}\r\n{HEADER}: {PROBE}\r\nConnection: close\r\n\r\n"
+                # An application that is not watched, or not Starlette's, has no such page, and says so.
+                first = f"GET /.pytest-pgleak HTTP/1.1\r\nHost: {HOST}\r\n{HEADER}: {PROBE}\r\n"
+                request = f"{first}Connection: close\r\n\r\n"
                 connection.sendall(request.encode())
                 answer = b""
                 while chunk := connection.recv(4096):  # to its end, or the server's log would speak of it
@@ -211,23 +228,15 @@ _NOTHING_TO_SEE: Final = (
 )
 
 
-def _options(
-    given: dict[str, Any], url: str, tag: Callable[[Any], object], told: Callable[[Any], object]
-) -> dict[str, Any]:
-    hooks = dict(given.get("event_hooks") or {})
-    hooks["request"] = [*hooks.get("request", ()), tag]
-    hooks["response"] = [told, *hooks.get("response", ())]
-    # A proxy of the machine's would not reach a server on its loopback interface.
-    return {"base_url": url, "trust_env": False, **given, "event_hooks": hooks}
-
-
-def _environment(directory: Path, command: Command, given: Mapping[str, str]) -> dict[str, str]:
-    environment = {**os.environ, **command.environment, **given}
+def _environment(given: Mapping[str, str], watched: Path | None) -> dict[str, str]:
+    environment = {**os.environ, **given}
     # What is imported in the tests can be imported there: pytest has put directories into sys.path.
     own = [entry for entry in sys.path if entry and not _is_installed(entry)]
-    paths = [_BOOTSTRAP, *environment.get("PYTHONPATH", "").split(os.pathsep), *own]
+    bootstrap = [_BOOTSTRAP] if watched is not None else []
+    paths = [*bootstrap, *environment.get("PYTHONPATH", "").split(os.pathsep), *own]
     environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path for path in paths if path))
-    environment[VARIABLE] = str(directory)
+    if watched is not None:
+        environment[VARIABLE] = str(watched)
     # Where the application gives no name of its own, pg_stat_activity shows this one.
     environment.setdefault("PGAPPNAME", TAG)
     # What pytest-cov and others have put there would follow pytest, and not the server.

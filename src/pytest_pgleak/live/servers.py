@@ -92,9 +92,8 @@ class LiveServers:
         try:
             if "{dsn}" in text:
                 values["dsn"] = self._dsn()
-            server = LiveServer(
-                text, values, env or {}, self._state.config.rootpath, self._rules(), self._tag, self._told
-            )
+            root, is_watched = self._state.config.rootpath, self._state.settings.mode != "off"
+            server = LiveServer(text, values, env or {}, root, self._rules(), self._tag, self._told, is_watched)
             self._running.append(server)
             try:
                 server.wait(timeout)
@@ -124,13 +123,16 @@ class LiveServers:
         for server in self._running:
             self._greet(server)
 
-    def judging(self, question: Question, grace: float, ends_call: bool) -> Generator[float, None, Findings]:
+    def judging(
+        self, question: Question, grace: float, ends_call: bool, is_last: bool = True
+    ) -> Generator[float, None, Findings]:
         """Ask all workers; yields the pauses to make until they have answered.
 
         Args:
             question: What to ask.
             grace: Longest time that each waits for a late release, seconds.
             ends_call: Whether the call phase is over.
+            is_last: Whether what is found is not to be found again.
 
         Yields:
             Seconds to wait.
@@ -138,7 +140,7 @@ class LiveServers:
         Returns:
             What they have found, and what has been found in servers that were stopped since.
         """
-        message = Judge(replace(question, left_open=()), grace, ends_call)
+        message = Judge(replace(question, left_open=()), grace, ends_call, is_last)
         self._judged = []
         for server in self._running:
             answers = yield from server.workers.asking(lambda _link: message, LONGEST_WORK + 2 * grace)
@@ -148,6 +150,8 @@ class LiveServers:
                 for place, finding in enumerate(answer.findings if isinstance(answer, Judged) else ()):
                     self._judged.append((server, pid, place, replace(finding, process=pid)))
             self._read_journals(server)
+        if not is_last:
+            return tuple(finding for _, _, _, finding in self._judged)
         unasked, self._unasked = self._unasked, []
         return (*(finding for _, _, _, finding in self._judged), *unasked)
 

@@ -92,11 +92,13 @@ class Judge:
         grace: Longest time to wait for a late release, seconds.
         ends_call: Whether the test's call phase is over. What a request holds that is still being answered is left for
             the checkpoint after its teardown, when the test's own clients are closed.
+        is_last: Whether what is found is not to be found again.
     """
 
     question: Question
     grace: float
     ends_call: bool
+    is_last: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,6 +73,8 @@ class WorkerChecks:
             self._state.ownership.pop(self._active)
             self._state.ownership.background.adopt(self._active)
             self._active = None
+        if not message.is_last:
+            return findings
         self._state.judge.settled(findings)
         self._judged = (findings, checkpoint.view)
         if self._standing:
