@@ -36,6 +36,7 @@ _ENDS: Final = frozenset(
 )
 
 
+_FINAL: Final = (EventKind.CONNECTION_FINALIZED, EventKind.CHECKOUT_COLLECTED)
 _CLOSES: Final = _ENDS - {EventKind.TRANSACTION_FINISHED, EventKind.TRANSACTION_ENDED}
 
 
@@ -99,6 +100,8 @@ class Notes:
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._open: set[int] = set()
+        self.is_suspicious = False
+        """Whether something has happened since it was set to False that nothing will make good."""
 
     def executed(
         self, connection: int, facts: ConnectionFacts, status: str, answer: str, moment: Callable[[], Moment]
@@ -118,6 +121,8 @@ class Notes:
 
     def see(self, event: Event) -> None:
         """Something has happened to a connection."""
+        if event.kind in _FINAL or (event.transaction is not None and not event.transaction.committed):
+            self.is_suspicious = True
         if event.kind is EventKind.CONNECTION_OPENED and event.connection is not None and event.moment is not None:
             self._journal.write(Opened(event.subject, event.connection, _short(event.moment)))
         elif event.kind in _CLOSES:

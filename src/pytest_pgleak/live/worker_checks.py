@@ -85,11 +85,13 @@ class WorkerChecks:
     def answered(self) -> None:
         """A request is over: write down what is found of it and cannot heal, should the worker be killed."""
         self._is_looked_at = False
-        self._stand(lambda finding, _view: not finding.can_heal)
+        if self._state.notes.is_suspicious:
+            self._state.notes.is_suspicious = False
+            self._stand(lambda finding, _view: not finding.can_heal)
 
     def write_what_stands(self) -> None:
         """Some time after that, write down also what is still open."""
-        if not self._is_looked_at:
+        if not self._is_looked_at and not self._state.loops.requests:
             self._is_looked_at = True
             self._stand(_Keep(self._state))
 

@@ -66,7 +66,7 @@ class WorkerState:
         self.places = Places()
         self.pgbouncer = PgBouncer(lambda: self.rules.pgbouncer, self.places)
         self.observers = Observers(KnownServers(self.places, lambda: self.rules.dsn), self.pgbouncer)
-        self._notes = notes
+        self.notes = notes
         self.tracker = Tracker(
             self._record, self.ownership, self._witness, lambda: True, self.fault, self.ledger.catch_up
         )
@@ -126,7 +126,7 @@ class WorkerState:
 
     def _record(self, event: Event) -> None:
         self.ledger.record(event)
-        self._notes.see(event)
+        self.notes.see(event)
         self.counting.see(event)
 
     def _may_change(self, dbname: str) -> bool:
