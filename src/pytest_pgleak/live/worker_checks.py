@@ -152,6 +152,8 @@ class WorkerChecks:
 
     def _patience(self, message: Judge) -> float:
         """Return how long to wait in all for the requests that go on: one that is being sent may need its client."""
+        if not message.is_last:
+            return 0.0  # what is there now
         requests = [each for each in list(self._state.loops.requests) if each.owner in message.question.ended]
         if any(request.answered for request in requests):
             return max(LONGEST_WORK, message.grace)
