@@ -71,6 +71,13 @@ APP = """
         async with await psycopg.AsyncConnection.connect(DSN, application_name="the user's own") as conn:
             return (await (await conn.execute("show application_name")).fetchone())[0]
 
+    class Cached:
+        conn = None
+
+    @app.get("/keep")
+    async def keep():
+        Cached.conn = await psycopg.AsyncConnection.connect(DSN)
+
     @app.get("/headers")
     async def headers(request: __import__("fastapi").Request):
         return sorted(request.headers)
@@ -109,6 +116,9 @@ TESTS = """
     def test_the_application_is_left_as_it_is(client):
         assert client.get("/name").json() == "the user's own"
         assert "x-pytest-pgleak" not in client.get("/headers").json()
+
+    def test_what_the_process_keeps_is_no_leak_of_the_test(client):
+        assert client.get("/keep").status_code == 200
 
     def test_leak(client):
         client.get("/who")
@@ -166,7 +176,7 @@ def run(pytester: pytest.Pytester, server_dsn: str) -> Run:
 def test_what_the_workers_leave_is_found_as_in_process(run: Run) -> None:
     result = run(TESTS, COMMANDS=COMMANDS)
     number = len(COMMANDS)
-    result.assert_outcomes(passed=8 * number, failed=3 * number, errors=number)
+    result.assert_outcomes(passed=9 * number, failed=3 * number, errors=number)
     output = result.stdout.str()
     for place, count in {
         "shop.py:17 in returned": 2,  # a test and an async test
@@ -177,7 +187,10 @@ def test_what_the_workers_leave_is_found_as_in_process(run: Run) -> None:
         assert re.search(line, output, re.MULTILINE), output
     assert output.count("in returned                   dependency of GET /leak/{number} (leak)") == 3 * number
     assert output.count("  request   #2 GET /leak/7 → 200") == number
-    assert "pgleak: internal error" not in output
+    # Told at the end, once for each server: it is the process's.
+    kept = r"shop.py:\d+ in keep  by the process \(module global shop.Cached.conn\)  \(warning\)"
+    assert re.search(rf"^ +{number} × \[connection-not-closed\] {kept}$", output, re.MULTILINE), output
+    assert "internal error" not in output
 
 
 def test_a_server_that_does_not_start_says_why(run: Run) -> None:

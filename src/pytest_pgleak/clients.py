@@ -81,7 +81,7 @@ def async_client(
         started_late: Is told when the first request had to run the start-up.
     """
     check_application(app)
-    module = _httpx()
+    module = httpx_module()
     hosted = HostedApp(app, tracking, started_late)
     client = module.AsyncClient(transport=module.ASGITransport(app=hosted), base_url=BASE_URL)
     with loop_of_test(request) as run:
@@ -116,7 +116,8 @@ def check_application(app: object) -> None:
         pytest.fail(f"pgleak_app returned {app!r}, which is no ASGI application.\n\n{NO_APPLICATION}", pytrace=False)
 
 
-def _httpx() -> Any:
+def httpx_module() -> Any:
+    """Return httpx, or httpx2 where only that is installed."""
     try:
         import httpx
     except ModuleNotFoundError:

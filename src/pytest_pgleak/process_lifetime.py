@@ -65,13 +65,13 @@ class ProcessLifetime:
         process = self._named(finding, stack)
         return None if process is None or _stores(own, process.variable or "") else process
 
-    def at_the_end(self, findings: Iterable[Finding], view: View, config: pytest.Config) -> tuple[Finding, ...]:
+    def at_the_end(self, findings: Iterable[Finding], view: View, config: pytest.Config | None) -> tuple[Finding, ...]:
         """Name the variables of what the session left, and leave out what is going to be closed yet.
 
         Args:
             findings: What is still there at the end of the session.
             view: The ledger as it was judged.
-            config: pytest's config.
+            config: pytest's config; None in another process.
         """
         named = []
         for finding in findings:
@@ -80,7 +80,7 @@ class ProcessLifetime:
                 named.append(finding if owner is None else replace(finding, owner=owner))
             else:
                 named.append(finding)
-        if _closes_when_unconfigured(config):
+        if config is not None and _closes_when_unconfigured(config):
             return tuple(finding for finding in named if finding.subject not in _SUBJECTS or not finding.can_heal)
         closed = _with_a_closing_method(target for each in named if (target := target_of(each)) is not None)
         return tuple(each for each in named if id(target_of(each)) not in closed and not _closes_at_exit(each.owner))

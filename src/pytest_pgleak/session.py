@@ -188,6 +188,8 @@ class Session:
         checkpoint = Checkpoint(Question(state.ownership.session, session, session), state.settings.grace)
         findings = settle(state.judge.settling(checkpoint))
         findings = ProcessLifetime(state.ownership, self.fixtures).at_the_end(findings, checkpoint.view, state.config)
+        if state.live is not None:
+            findings += tuple(state.live.kept)
         # It lives as long as the process, which is often what is wanted.
         verdicts = state.verdict.sort(findings, None, most="warn")
         if verdicts.told:

@@ -22,6 +22,7 @@ from pytest_pgleak.live.wire import (
     Hello,
     Judge,
     Judged,
+    Kept,
     Pids,
     Rules,
     Serving,
@@ -140,6 +141,8 @@ class Agent:
         try:
             if findings := await self._checks.judge_lifespan(lifespan):
                 self._journal.write(Judged(findings))
+            if kept := await self._checks.judge_process():
+                self._journal.write(Kept(kept))
         except Exception:  # noqa: BLE001 - a fault of the plugin must not fail the application's shutdown
             self._state.fault("the check of a lifespan")
         self._journal.write(Goodbye())

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from pytest_pgleak.clients import httpx_module
 from pytest_pgleak.clock import Clock
 from pytest_pgleak.live.agent import RULES
 from pytest_pgleak.live.command import HOST, Command, LiveServerError, read_command
@@ -124,7 +125,7 @@ class LiveServer:
         Args:
             options: As of ``httpx.Client``.
         """
-        import httpx
+        module = httpx_module()
 
         def tag(request: httpx.Request) -> None:
             request.headers[HEADER] = self._tag()
@@ -132,7 +133,7 @@ class LiveServer:
         def told(response: httpx.Response) -> None:
             self._told(response.request.headers[HEADER], response.status_code)
 
-        client = httpx.Client(**self._options(options, tag, told))
+        client: httpx.Client = module.Client(**self._options(options, tag, told))
         self._clients.append(client)
         return client
 
@@ -142,7 +143,7 @@ class LiveServer:
         Args:
             options: As of ``httpx.AsyncClient``.
         """
-        import httpx
+        module = httpx_module()
 
         async def tag(request: httpx.Request) -> None:
             request.headers[HEADER] = self._tag()
@@ -150,7 +151,8 @@ class LiveServer:
         async def told(response: httpx.Response) -> None:
             self._told(response.request.headers[HEADER], response.status_code)
 
-        return httpx.AsyncClient(**self._options(options, tag, told))
+        client: httpx.AsyncClient = module.AsyncClient(**self._options(options, tag, told))
+        return client
 
     def reload(self, timeout: float = 30.0) -> None:
         """Have all workers replaced, gracefully (SIGHUP), and wait until that is done.

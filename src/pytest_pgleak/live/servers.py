@@ -57,6 +57,8 @@ class LiveServers:
         self._dsn = dsn
         self._running: list[LiveServer] = []
         self._unasked: list[Finding] = []
+        self.kept: list[Finding] = []
+        """What workers had for themselves when they shut down; told at the end of the session."""
         self._active: Owner | None = None
         self._counts = False
         self.timelines: list[Timeline] = []
@@ -216,8 +218,9 @@ class LiveServers:
         server.clean_up()
 
     def _read_journals(self, server: LiveServer, is_over: bool = False) -> None:
-        findings, faults = server.workers.read_journals()
-        self._unasked += findings
+        new = server.workers.read_journals()
+        self._unasked += new.findings
+        self.kept += new.kept
         for pid, words in server.workers.take_last_words().items():
             if words.has_shut_down:
                 said = self._of_ended(words)
@@ -226,7 +229,7 @@ class LiveServers:
             else:
                 said = self._of_killed(pid, words)
             self._unasked += [replace(finding, process=pid) for finding in said]
-        for fault in faults:
+        for fault in new.faults:
             self._state.missed = "internal error in a worker process"
             self._state.note(f"internal error of pytest-pgleak in {fault}")
 

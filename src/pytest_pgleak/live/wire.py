@@ -115,6 +115,17 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """What a worker still had for itself when it shut down: opened at import, or kept in a global variable.
+
+    Attributes:
+        findings: That.
+    """
+
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Told:
     """What became of the findings that were judged last, by their places among them.
 

@@ -121,6 +121,17 @@ class WorkerChecks:
             await heal()
         return findings
 
+    async def judge_process(self) -> Findings:
+        """Find what lives as long as this process; asked when it shuts down."""
+        session = self._state.ownership.session
+        ended = frozenset({session.serial})
+        # What is still open will not go away by waiting for it.
+        checkpoint = Checkpoint(Question(session, ended, ended), grace=0.0)
+        findings = await settle_async(self._state.judge.settling(checkpoint))
+        named = self._state.process_lifetime.at_the_end(findings, checkpoint.view, None)
+        self._state.judge.settled(findings)
+        return named
+
     def told(self, message: Told) -> None:
         """Undo what was found, so that the next test neither hangs on it nor inherits it."""
         findings, view = self._judged

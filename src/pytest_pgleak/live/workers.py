@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +14,7 @@ from pytest_pgleak.findings import Finding
 from pytest_pgleak.live.agent import SOCKET
 from pytest_pgleak.live.journal import JournalReader, journals
 from pytest_pgleak.live.last_words import LastWords
-from pytest_pgleak.live.wire import Fault, Hello, Judged, Serving, dumps, loads
+from pytest_pgleak.live.wire import Fault, Hello, Judged, Kept, Serving, dumps, loads
 
 _ANSWER: Final = 10.0
 """Seconds that a worker may take for an answer, beside what it was told to wait for."""
@@ -30,6 +30,21 @@ class Link:
     pid: int = 0
     is_serving: bool = False
     is_gone: bool = False
+
+
+@dataclass(slots=True)
+class Said:
+    """What workers have said by themselves.
+
+    Attributes:
+        findings: What their lifespans have left.
+        kept: What they had for themselves when they shut down.
+        faults: Faults of the plugin.
+    """
+
+    findings: list[Finding] = field(default_factory=list)
+    kept: list[Finding] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
 
 
 class Workers:
@@ -113,19 +128,21 @@ class Workers:
                 raise TimeoutError(f"no answer from worker {stuck} of a live server within {_ANSWER:.0f} s")
             yield _POLL
 
-    def read_journals(self) -> tuple[list[Finding], list[str]]:
-        """Return what workers have said by themselves since the last time: findings, and faults of the plugin."""
-        findings, faults = list[Finding](), list[str]()
+    def read_journals(self) -> Said:
+        """Return what workers have said by themselves since the last time."""
+        said = Said()
         for path in journals(self.directory):
             reader = self._journals.setdefault(path, JournalReader(path))
             for record in reader.read():
                 if isinstance(record, Judged):
-                    findings += [replace(finding, process=reader.pid) for finding in record.findings]
+                    said.findings += [replace(finding, process=reader.pid) for finding in record.findings]
+                elif isinstance(record, Kept):
+                    said.kept += [replace(finding, process=reader.pid) for finding in record.findings]
                 elif isinstance(record, Fault):
-                    faults.append(record.text)
+                    said.faults.append(record.text)
                 else:
                     self._last_words.setdefault(reader.pid, LastWords.none()).take(record)
-        return findings, faults
+        return said
 
     def take_last_words(self) -> dict[int, LastWords]:
         """Return, once, the last words of those who have ended, by their pids. Journals were read before."""
