@@ -10,6 +10,7 @@ import hashlib
 import os
 import platform
 import stat
+import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,14 +76,25 @@ def _directory(user: OsUser | None, uid: int) -> Path:
         parent = Path(platformdirs.user_cache_dir("pytest-pgleak")) if user is None else runtime.PUBLIC
     parent.mkdir(parents=True, exist_ok=True)
     directory = parent / f"clusters-{uid}"
-    with suppress(FileExistsError):
-        directory.mkdir(mode=_PRIVATE)
-        if user is not None:
-            os.chown(directory, user.uid, user.gid)
+    if not os.path.lexists(directory):
+        _make(directory, user)
     found = directory.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != uid or stat.S_IMODE(found.st_mode) != _PRIVATE:
         raise PermissionError(f"{directory} is not a private directory of user {uid}")
     return directory
+
+
+def _make(directory: Path, user: OsUser | None) -> None:
+    """Make a private directory, seen by others only when it has its owner."""
+    building = Path(tempfile.mkdtemp(prefix="new-", dir=directory.parent))
+    try:
+        if user is not None:
+            os.chown(building, user.uid, user.gid)
+        building.rename(directory)
+    except OSError:
+        building.rmdir()
+        if not directory.exists():  # otherwise another process was faster
+            raise
 
 
 def _key(initdb: Sequence[str], uid: int) -> str:
