@@ -413,12 +413,12 @@ def test_request_of_the_test_client_clean(pgleak_app):
         assert client.post("/clean/b").status_code == 200
 
 
-@pytest.mark.pgleak
+@pytest.mark.pgleak(grace=5)
 async def test_finished_in_the_background(pgleak_client):
     assert (await pgleak_client.post("/background/c")).status_code == 200
 
 
-@pytest.mark.pgleak
+@pytest.mark.pgleak(grace=5)
 async def test_finished_a_little_later(pgleak_app):
     transport = httpx.ASGITransport(app=pgleak_app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
