@@ -6,7 +6,7 @@ from builders import FIXTURE, connection_facts, finding, moment, stack
 from pytest_pgleak import sentences
 from pytest_pgleak.pgbouncer.mapping import idle_in_pool_of
 from pytest_pgleak.pgbouncer.rows import Client, Console, ServerConnection
-from pytest_pgleak.pgbouncer.shared import SharedHint, is_text_of, left_on, may_leave, parts_of
+from pytest_pgleak.pgbouncer.shared import SharedHint, is_same, is_text_of, left_on, may_leave, parts_of
 from pytest_pgleak.session_state.state import Leftover, SessionState, Setting, SharedServer
 from pytest_pgleak.views import Ending
 
@@ -223,3 +223,11 @@ def test_where_it_was_left():
     assert sentences.ended(of(left)).startswith("left on a server connection of PgBouncer's (pid 4711) in transaction")
     assert "server connections of PgBouncer's (pids 1, 2) in" in sentences.ended(of(left, pids=(1, 2)))
     assert sentences.verb(of(left)) == "listened"
+
+
+def test_what_the_same_line_leaves_again_is_the_same():
+    (one,) = left_on({1: WORK_MEM}, hints("set work_mem = '77MB'", at=1.0), SERVER)
+    (again,) = left_on({2: WORK_MEM}, hints("set work_mem = '77MB'", serial=11, at=9.0), SERVER)
+    (other,) = left_on({1: LISTENING}, hints("listen visits"), SERVER)
+    assert is_same(one, again)
+    assert not is_same(one, other)

@@ -18,7 +18,7 @@ from pytest_pgleak.known_servers import conninfo_of
 from pytest_pgleak.libraries.psycopg3 import PSYCOPG
 from pytest_pgleak.pgbouncer.probe import look_at_idle, undo_on_idle
 from pytest_pgleak.pgbouncer.rows import Address, Client
-from pytest_pgleak.pgbouncer.shared import SharedHint, is_text_of, left_on, may_leave, parts_of
+from pytest_pgleak.pgbouncer.shared import SharedHint, is_same, is_text_of, left_on, may_leave, parts_of
 from pytest_pgleak.pgbouncer.witness import PgBouncer
 from pytest_pgleak.session_state.state import Leftover, LeftState, SessionState, SharedServer
 from pytest_pgleak.transaction_tracking import Operation, how_of
@@ -134,17 +134,26 @@ class SharedSessions:
     def left(self) -> tuple[LeftState, ...]:
         """Look at the server connections that are idle, and return what was left on them."""
         if self._ended:
-            ripe = [each for each in self._ended if self._is_ripe(each)]
-            self._ended = deque((each for each in self._ended if each not in ripe), maxlen=_MOST)
+            # One by one: other threads go on adding.
+            ended = [self._ended.popleft() for _ in range(len(self._ended))]
             pools: dict[tuple[str, str], list[_Ended]] = {}
-            for each in ripe:
-                pools.setdefault((each.client.database, each.client.user), []).append(each)
+            for each in ended:
+                if self._is_ripe(each):
+                    pools.setdefault((each.client.database, each.client.user), []).append(each)
+                else:
+                    self._ended.append(each)
             for of_pool in pools.values():
                 try:
-                    self._found += self._left_in(of_pool)
+                    for left in self._left_in(of_pool):
+                        self._remember(left)
                 except Exception:  # noqa: BLE001 - not knowing is no reason to fail the whole check
                     self._fault("the look at PgBouncer's server connections")
         return tuple(self._found)
+
+    def _remember(self, left: LeftState) -> None:
+        # What a worker of the application leaves again and again, for as long as it lives, is one thing.
+        if not any(is_same(each, left) for each in self._found):
+            self._found.append(left)
 
     def settle(self, serial: int, left: Iterable[Leftover]) -> None:
         """Note that something was judged: it is not found again."""

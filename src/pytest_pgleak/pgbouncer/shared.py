@@ -89,6 +89,16 @@ def is_text_of(prepared: str, statement: str) -> bool:
     return _PLACEHOLDER.sub("?", prepared) == _PLACEHOLDER.sub("?", statement).replace("%%", "%")
 
 
+def is_same(one: LeftState, other: LeftState) -> bool:
+    """Tell whether the same was left twice: by the same line, on the same account, in the same request if in any."""
+    return (
+        one.moment.stack == other.moment.stack
+        and one.moment.owner == other.moment.owner
+        and one.moment.request is other.moment.request
+        and {(each.what, each.name) for each in one.left} == {(each.what, each.name) for each in other.left}
+    )
+
+
 def left_on(
     seen: Mapping[int, SessionState],
     hints: Sequence[SharedHint],
