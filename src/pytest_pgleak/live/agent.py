@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from multiprocessing.connection import Client, Connection
+from multiprocessing.connection import Client, Connection, wait
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -43,6 +43,8 @@ RULES: Final = "rules"
 SOCKET: Final = "socket"
 _IDLE: Final = 0.05
 """Seconds without a question after which is written down what stands: the longest late release is shorter."""
+_FORK: Final = 2.0
+"""Seconds that a fork waits at most for an answer that is being thought of."""
 _PATIENCE: Final = 15.0
 """Seconds that a process goes on when pytest has gone: the supervisor ends it sooner, in good order."""
 
@@ -61,11 +63,26 @@ class Agent:
         self._checks = WorkerChecks(self._state, self._journal)
         self._connection: Connection[Any, Any] = Client(f"{directory}/{SOCKET}", family="AF_UNIX")
         self._one_at_a_time = threading.Lock()
+        self._woken, self._wake = os.pipe()
+        self._thread: OwnThread | None = None
 
     def start(self) -> None:
         """Say hello, and begin to listen."""
         self._send(Hello(os.getpid()))
-        OwnThread(self._listen).start()
+        self.resume()
+
+    def pause(self) -> None:
+        """End the thread, for the process is about to fork: a lock that it holds then, the child could never take."""
+        if self._thread is not None and not self._thread.is_current:
+            os.write(self._wake, b".")
+            self._thread.join(_FORK)
+            self._thread = None
+
+    def resume(self) -> None:
+        """Listen again."""
+        if self._thread is None:
+            self._thread = OwnThread(self._listen)
+            self._thread.start()
 
     def watch(self, library: LibraryTracker, module: ModuleType) -> None:
         """Start to watch a library that has been imported."""
@@ -80,28 +97,36 @@ class Agent:
         self._state.close()
         self._connection.close()
         self._journal.close()
+        os.close(self._woken)
+        os.close(self._wake)
 
     def _listen(self) -> None:
         while True:
+            ready = wait([self._connection, self._woken], _IDLE)
+            if self._woken in ready:
+                os.read(self._woken, 1)
+                return
             try:
-                if not self._connection.poll(_IDLE):
-                    self._checks.write_what_stands()
-                    continue
-                message = loads(self._connection.recv_bytes())
+                message = loads(self._connection.recv_bytes()) if ready else None
             except (EOFError, OSError):
                 break
-            try:
-                answer = self._answer(message)
-            except Exception:  # noqa: BLE001 - a fault of the plugin is reported as one
-                self._state.fault(f"the answer to {type(message).__name__}")
-                answer = Done()
-            if not self._send(answer):
+            if not self._send_answer(message):
                 break
         Clock.sleep(_PATIENCE)
         os.kill(os.getpid(), signal.SIGKILL)
 
+    def _send_answer(self, message: object) -> bool:
+        try:
+            answer = self._answer(message)
+        except Exception:  # noqa: BLE001 - a fault of the plugin is reported as one
+            self._state.fault(f"the answer to {type(message).__name__}")
+            answer = Done()
+        return message is None or self._send(answer)
+
     def _answer(self, message: object) -> object:
-        if isinstance(message, Begin):
+        if message is None:
+            self._checks.write_what_stands()
+        elif isinstance(message, Begin):
             self._checks.begin(message)
         elif isinstance(message, Judge):
             findings = self._checks.judge(message)

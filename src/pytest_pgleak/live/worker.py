@@ -23,7 +23,7 @@ def watch_this_process() -> None:
     """Watch this process, and every process that it forks."""
     worker = Worker(os.environ[VARIABLE])
     worker.begin()
-    os.register_at_fork(after_in_child=worker.begin_again)
+    os.register_at_fork(before=worker.pause, after_in_parent=worker.resume, after_in_child=worker.begin_again)
 
 
 class Worker:
@@ -48,6 +48,16 @@ class Worker:
         self._hook.add("starlette.applications", self._starlette_imported)
         for library in BUILT_IN:
             self._hook.add(library.module, self._watch(library))
+
+    def pause(self) -> None:
+        """The process is about to fork."""
+        if self._agent is not None:
+            self._agent.pause()
+
+    def resume(self) -> None:
+        """It has forked."""
+        if self._agent is not None:
+            self._agent.resume()
 
     def begin_again(self) -> None:
         """In a child of ``fork()``: what the parent has opened is the parent's."""
