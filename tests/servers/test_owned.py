@@ -216,6 +216,8 @@ def test_the_sweep_stops_a_server_that_lost_everybody(any_plan, run_dir, wait_un
     server = subprocess.Popen(cluster.postgres_command(bindir, data, lease.path, any_plan.version), **quiet)
     assert wait_until((lease.path / ".s.PGSQL.5432").exists)
 
+    segment = (data / "postmaster.pid").read_text().splitlines()[6].split()[1]
+
     rundir.sweep(run_dir.path, user)
     assert server.poll() is None
 
@@ -223,6 +225,7 @@ def test_the_sweep_stops_a_server_that_lost_everybody(any_plan, run_dir, wait_un
     rundir.sweep(run_dir.path, user)
     assert server.wait(5) is not None
     assert run_dir.is_clean()
+    assert segment not in [line.split()[1] for line in Path("/proc/sysvipc/shm").read_text().splitlines()]
 
 
 def test_a_long_run_dir_gets_its_socket_elsewhere(any_plan, run_dir, monkeypatch, query):
