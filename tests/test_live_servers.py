@@ -273,6 +273,43 @@ def test_a_plugin_that_is_off_watches_nothing(run: Run) -> None:
     result.assert_outcomes(passed=1)
 
 
+def test_an_application_that_is_not_starlettes(run: Run, pytester: pytest.Pytester) -> None:
+    pytester.mkdir("own").joinpath("sitecustomize.py").write_text("import builtins; builtins.OWN = True")
+    result = run(
+        """
+        import pytest
+
+        pytestmark = pytest.mark.pgleak
+
+        @pytest.fixture(scope="module")
+        def server(pgleak_live, pgleak_dsn):
+            command = "PYTHONPATH=own gunicorn {app} --workers 2 --worker-class sync"
+            with pgleak_live("shop:app", command=command, env={"DATABASE_URL": pgleak_dsn}) as server:
+                yield server
+
+        def test_clean(server):
+            with server.client() as client:
+                assert client.get("/clean").text == "True"
+
+        def test_leak(server):
+            with server.client() as client:
+                assert client.get("/leak").status_code == 200
+        """,
+        app="""
+            import builtins, os, psycopg
+
+            def app(environ, start_response):
+                conn = psycopg.connect(os.environ["DATABASE_URL"])
+                if environ["PATH_INFO"] == "/clean":
+                    conn.close()
+                start_response("200 OK", [("Content-Type", "text/plain")])
+                return [str(builtins.OWN).encode()]
+        """,
+    )
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*_ test_leak _*", "[[]connection-dropped]*", "  opened    shop.py:4 in app"])
+
+
 def processes_of(directory: str) -> list[str]:
     found = []
     for environment in Path("/proc").glob("[0-9]*/environ"):

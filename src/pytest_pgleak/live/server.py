@@ -33,6 +33,8 @@ _POLL: Final = 0.02
 _LOG_TAIL: Final = 3000
 _STRAGGLERS: Final = 5.0
 """Seconds that the other workers may take when one answers."""
+_NO_STARLETTE: Final = 0.5
+"""Seconds after an answer in which a worker would have said that it serves."""
 
 
 class LiveServer:
@@ -93,8 +95,12 @@ class LiveServer:
             Clock.sleep(_POLL)
         if not self._is_watched:
             return
-        give_up_at = min(give_up_at, Clock.monotonic() + _STRAGGLERS)
-        while self.workers.serving < self.command.workers and Clock.monotonic() < give_up_at:
+        answered_at = Clock.monotonic()
+        while (serving := self.workers.serving) < self.command.workers:
+            # Who answers has completed its start-up. If nobody has said so, it is none of Starlette's applications.
+            patience = _STRAGGLERS if serving else _NO_STARLETTE
+            if Clock.monotonic() > min(give_up_at, answered_at + patience):
+                break
             Clock.sleep(_POLL)
         if not self.workers.links:
             raise LiveServerError(self._failure(_BLIND if not self.workers.has_processes else _NOTHING_TO_SEE))
