@@ -214,8 +214,12 @@ class LiveServers:
                 f"the live server {server.url} was told to stop and did not; it was killed, and nobody knows what its"
                 " lifespan would have left. Does something in it wait for a client, or hold a thread?"
             )
-        self._read_journals(server, is_over=True)
-        server.clean_up()
+        try:
+            self._read_journals(server, is_over=True)
+        except Exception:  # noqa: BLE001 - a fault of the plugin is reported as one, and leaves nothing lying about
+            self._state.fault("the end of a live server")
+        finally:
+            server.clean_up()
 
     def _read_journals(self, server: LiveServer, is_over: bool = False) -> None:
         new = server.workers.read_journals()
