@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import stat
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,6 +25,28 @@ def cache(run_dir, monkeypatch):
     for path in sorted(directory.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     directory.rmdir()
+
+
+HEAD = 24  # bytes: the length, and a sum of all that follows
+
+
+def whole(content):
+    """`content` with a length and a sum that are right."""
+    return f"{len(content):016}{zlib.crc32(content[HEAD:]):08x}".encode() + content[HEAD:]
+
+
+def zeroed(content, part, size=None):
+    """`content` with zeros in each file whose name begins with `part`."""
+    content = bytearray(content)
+    index, _, _ = bytes(content[HEAD:]).partition(b"\n\n")
+    at = HEAD + len(index) + 2
+    for line in index.decode().splitlines():
+        if not line.startswith("/"):
+            length, _, name = line.partition(" ")
+            if name.startswith(part):
+                content[at : at + (size or int(length))] = bytes(size or int(length))
+            at += int(length)
+    return bytes(content)
 
 
 def templates(cache):
@@ -56,7 +79,7 @@ def test_the_second_server_needs_no_initdb(use, cache, run_dir):
     assert run_dir.traces() == []
 
 
-@pytest.mark.parametrize("harm", ["cut off", "longer", "empty", "other index", "not private", "a link"])
+@pytest.mark.parametrize("harm", ["cut off", "longer", "empty", "zeros", "other index", "not private", "a link"])
 def test_a_broken_template_is_made_again(harm, use, cache):
     use()
     [made] = templates(cache)
@@ -71,7 +94,8 @@ def test_a_broken_template_is_made_again(harm, use, cache):
                 "cut off": content[:-1],
                 "longer": content + b"x",
                 "empty": b"",
-                "other index": content[:16] + b"/../escaped\n" + content[16 : -len(b"/../escaped\n")],
+                "zeros": zeroed(content, "/base/1/"),  # the server starts, and has a broken template1
+                "other index": whole(content[:HEAD] + b"/../escaped\n" + content[HEAD:]),
             }[harm]
         )
     assert use()
@@ -82,17 +106,8 @@ def test_a_broken_template_is_made_again(harm, use, cache):
 def test_a_template_that_does_not_start_is_made_again(use, cache):
     use()
     [made] = templates(cache)
-    content = bytearray(made.read_bytes())
-    # The control file holds a checksum of itself; all of it is in the second half of a template, sorted by name.
-    index = bytes(content[16 : content.index(b"\n\n")]).decode().splitlines()
-    at = content.index(b"\n\n") + 2
-    for line in index:
-        if not line.startswith("/"):
-            size, _, name = line.partition(" ")
-            if name == "/global/pg_control":
-                content[at : at + 64] = bytes(64)
-            at += int(size)
-    made.write_bytes(content)
+    # The control file holds a checksum of itself.
+    made.write_bytes(whole(zeroed(made.read_bytes(), "/global/pg_control", 64)))
     assert use()  # the second attempt
     assert not use()
 
@@ -113,6 +128,18 @@ def test_a_directory_of_somebody_else_is_not_used(use, cache):
     assert use()
     assert use()
     assert templates(cache) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root's alone")
+def test_roots_cache_is_for_the_servers_user_whatever_the_umask_is(tmp_path, monkeypatch):
+    monkeypatch.delenv("PGLEAK_CACHE_DIR", raising=False)
+    monkeypatch.setattr(runtime, "PUBLIC", tmp_path / "public")
+    before = os.umask(0o077)
+    try:
+        assert template.locate(["/bin/ls"], privilege.server_user()) is None  # there is no postgres beside it
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(runtime.PUBLIC.stat().st_mode) == 0o755
 
 
 def test_the_key_depends_on_the_program_and_the_options(any_plan, cache):

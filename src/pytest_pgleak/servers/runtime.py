@@ -58,7 +58,8 @@ def _public_copy(bindir: Path) -> Path | None:
     prefix = bindir.parent
     if not any((prefix / path).is_file() for path in ("share/postgres.bki", "share/postgresql/postgres.bki")):
         return None
-    _verify_or_create(PUBLIC)
+    if not made_public():
+        _verify(PUBLIC)
     package = prefix.parent
     inner = Path(package.name) / prefix.name
     target = PUBLIC / f"runtime-{_key(bindir)}"
@@ -109,13 +110,18 @@ def _open(directory: Path) -> None:
         path.chmod(_PUBLIC_MODE if path.is_dir() or path.stat().st_mode & stat.S_IXUSR else 0o644)
 
 
-def _verify_or_create(directory: Path) -> None:
+def made_public() -> bool:
+    """Make the directory of what all users of root's share, whatever the umask is; whether it was not there.
+
+    Raises:
+        OSError: It cannot be made.
+    """
     try:
-        directory.mkdir(parents=True)
+        PUBLIC.mkdir(parents=True)
     except FileExistsError:
-        _verify(directory)
-    else:
-        directory.chmod(_PUBLIC_MODE)
+        return False
+    PUBLIC.chmod(_PUBLIC_MODE)
+    return True
 
 
 def _verify(directory: Path) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from pytest_pgleak.servers.privilege import OsUser
 
-_FORMAT = 1
+_FORMAT = 2
 """To be raised when what is in a template, or how it is told that it is complete, changes."""
 
 _VARIABLE = "PGLEAK_CACHE_DIR"
@@ -72,8 +72,11 @@ def _directory(user: OsUser | None, uid: int) -> Path:
     """
     if named := os.environ.get(_VARIABLE):
         parent = Path(named).absolute()
+    elif user is None:
+        parent = Path(platformdirs.user_cache_dir("pytest-pgleak"))
     else:
-        parent = Path(platformdirs.user_cache_dir("pytest-pgleak")) if user is None else runtime.PUBLIC
+        parent = runtime.PUBLIC
+        runtime.made_public()
     parent.mkdir(parents=True, exist_ok=True)
     directory = parent / f"clusters-{uid}"
     if not os.path.lexists(directory):
