@@ -108,7 +108,10 @@ class Ledger:
             self._fold()
             records = [(serial, record) for serial, record in self._books.connections.items() if not record.settled]
             in_transaction = frozenset(serial for serial, record in records if self._is_in_transaction(serial, record))
-            return tuple(record.facts for _, record in records), in_transaction
+            # One that only looks like a connection is no longer among them.
+            return tuple(
+                record.facts for serial, record in records if serial in self._books.connections
+            ), in_transaction
 
     def may_have_left(self, ended: Container[int], judged: Container[int]) -> bool:
         """Tell whether a `view` may show anything that a checkpoint finds. False is certain; True costs a `view`.

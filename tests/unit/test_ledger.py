@@ -491,6 +491,15 @@ def test_recording_inside_of_a_look_does_not_block():
     assert serials(made) == [10]
 
 
+def test_what_only_looks_like_a_connection_does_not_stand_there():
+    not_one, one = Living(), Living("INTRANS")
+    del not_one.info
+    made = ledger(opened(living=not_one), opened(11, living=one))
+    standing, in_transaction = made.standing()
+    assert (len(standing), in_transaction) == (1, {11})
+    assert serials(made) == [11]
+
+
 def test_holders_are_shown_whether_they_were_judged_or_not():
     made = ledger(opened(living=(living := Living())), began(owner=OTHER))
     made.forget_owner(CALL.serial)

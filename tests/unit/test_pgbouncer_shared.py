@@ -42,6 +42,7 @@ LEAVES = [
     (WORK_MEM, ["select set_config('work_mem', '77MB', false)"]),
     (TENANT, ["select set_config('app.tenant', 'seven', false)"]),
     (TENANT, ["set app.tenant = 'seven'"]),
+    (TENANT, ["select set_config(\n  'app.tenant',\n  'seven',\n  false\n)"]),
     (ROLE, ["set role monitor"]),
     (LOCKED, ["select pg_advisory_lock(42)"]),
     (LOCKED, ["select pg_try_advisory_lock(42)"]),
@@ -110,6 +111,25 @@ def test_what_is_not_seen_was_not_left(state, statements):
 )
 def test_nobody_is_accused_where_no_statement_tells_whose_doing_it_was(state, statements):
     assert names(state, hints(*statements)) == []
+
+
+@pytest.mark.parametrize(
+    ("statement", "parameters"),
+    [
+        ("select set_config('app.tenant', %s, %s)", ["seven", False]),
+        ("select set_config('app.tenant', %(tenant)s, %(is_local)s)", {"tenant": "seven", "is_local": False}),
+        ("select set_config('app.tenant', $1, $2::boolean)", ("seven", False)),
+        ("select set_config(%s, %s, %s)", ["app.tenant", "seven", False]),
+        ("select set_config(\n  %s,\n  %s,\n  %s\n)", ["app.tenant", "seven", False]),
+    ],
+)
+def test_whether_a_setting_is_local_may_be_a_parameter(statement, parameters):
+    assert may_leave(statement, parameters)
+    assert names(TENANT, hints(statement, parameters=parameters)) == ["app.tenant"]
+    local = {**parameters, "is_local": True} if isinstance(parameters, dict) else [*parameters[:-1], True]
+    assert not may_leave(statement, local)
+    assert names(TENANT, hints(statement, parameters=local)) == []
+    assert not may_leave(statement, None)
 
 
 def test_what_one_client_takes_away_another_may_have_left():
@@ -203,7 +223,10 @@ def of(*left, mode="transaction", pids=(4711,)):
     ("left", "mode", "said"),
     [
         (Leftover("setting", "work_mem", "1", "2"), "transaction", "`set local work_mem …` inside `async with conn."),
-        (Leftover("setting", "app.tenant"), "statement", "`set_config('app.tenant', …, true)` inside"),
+        (Leftover("setting", "app.tenant"), "transaction", "`set_config('app.tenant', …, true)` inside"),
+        (Leftover("setting", "app.tenant"), "statement", "do without it: in statement mode there are no transactions"),
+        (Leftover("advisory lock", "42"), "statement", "do without it: in statement mode there are no transactions"),
+        (Leftover("cursor", "kept"), "statement", "a cursor WITH HOLD does not work in statement mode: fetch all"),
         (Leftover("channel", "visits"), "transaction", "LISTEN does not work in transaction mode"),
         (Leftover("cursor", "kept"), "transaction", "a cursor WITH HOLD does not work in transaction mode"),
         (Leftover("temporary view", "kept"), "transaction", "do without it in transaction mode"),

@@ -41,9 +41,13 @@ def fix(finding: Finding) -> str | None:
     if first.what == "channel":
         return f"LISTEN does not work in {mode} mode: listen on a connection that does not lead through PgBouncer"
     if first.what == "cursor":
-        return f"a cursor WITH HOLD does not work in {mode} mode: read it {inside}, without `withhold=True`"
+        instead = "fetch all rows at once" if mode == "statement" else f"read it {inside}, without `withhold=True`"
+        return f"a cursor WITH HOLD does not work in {mode} mode: {instead}"
     if first.what == "prepared statement":
         return _fix_prepared(finding)
+    if mode == "statement":
+        otherwise = "; or `alter role … set` it for good" if first.what == "setting" else ""
+        return f"do without it: in statement mode there are no transactions that it could end with{otherwise}"
     if first.what == "setting":
         local = f"`set_config('{first.name}', …, true)`" if first.is_custom else f"`set local {first.name} …`"
         return f"{local} {inside}: it ends there; or `alter role … set` it for good"

@@ -113,7 +113,7 @@ class SharedSessions:
         statement = operation.statement or ""
         prepared = self._newly_prepared(serial, self._prepared(facts, connection), statement)
         client = self._clients.get(serial)
-        if prepared or (error is None and may_leave(statement)):
+        if prepared or (error is None and may_leave(statement, operation.parameters)):
             client = client or self._meet(serial, facts, connection)
             if client is None:
                 return

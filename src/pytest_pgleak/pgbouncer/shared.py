@@ -30,7 +30,11 @@ _PREPARES: Final = re.compile(r"\s*prepare\s+(?!transaction\b)")
 _PLACEHOLDER: Final = re.compile(r"\$\d+|%(?:\(\w+\))?[sbt]")
 _LEAVES: Final = re.compile(
     r"\s*(?:set\s+(?!local\b|transaction\b|constraints\b)|listen\b|declare\b|create\s|reset\b|unlisten\b|discard\b"
-    r"|deallocate\b|drop\b|close\b)|\bset_config\s*\(.*?,\s*false\s*\)|\binto\s+(?:local\s+|global\s+)?temp|advisory_(?:un)?lock"
+    r"|deallocate\b|drop\b|close\b)|\bset_config\s*\(.*?,\s*false\s*\)|\binto\s+(?:local\s+|global\s+)?temp|advisory_(?:un)?lock",
+    re.DOTALL,
+)
+_AS_A_PARAMETER_SAYS: Final = re.compile(
+    r"\bset_config\s*\(.*?,\s*(?:%(?:\(\w+\))?[sbt]|\$\d+)\s*(?:::\s*bool\w*\s*)?\)", re.DOTALL
 )
 
 
@@ -68,20 +72,19 @@ def parts_of(statement: str, parameters: object = None) -> tuple[tuple[str, froz
         parameters: Its parameters.
     """
     text = one_line(statement[:_LONGEST], _LONGEST).lower()
-    if not _LEAVES.search(text) and not _PREPARES.match(text):
+    if not _is_hint(text, parameters):
         return ()
     parts = []
     for part in text.split(";"):
-        if _PREPARES.match(part) or _LEAVES.search(part):
+        if _is_hint(part, parameters):
             names = names_in(statement[:_LONGEST], parameters) if "set_config" in part else names_in(part)
             parts.append((part.strip(), names))
     return tuple(parts)
 
 
-def may_leave(statement: str) -> bool:
-    """Tell, quickly, whether a statement may be a hint."""
-    text = statement[:_LONGEST].lower()
-    return _LEAVES.search(text) is not None or _PREPARES.match(text) is not None
+def may_leave(statement: str, parameters: object = None) -> bool:
+    """Tell, quickly, whether a statement may be a hint; arguments as for `parts_of`."""
+    return _is_hint(statement[:_LONGEST].lower(), parameters)
 
 
 def is_text_of(prepared: str, statement: str) -> bool:
@@ -166,6 +169,18 @@ def _cause_of_lock(hints: Sequence[SharedHint]) -> SharedHint | None:
         del locks[len(locks) - min(len(locks), len(_UNLOCKS.findall(hint.text))) :]
     last = [locks[-1] for locks in held.values() if locks]
     return max(last, key=lambda hint: hint.moment.at) if last else None
+
+
+def _is_hint(text: str, parameters: object) -> bool:
+    if _LEAVES.search(text) is not None or _PREPARES.match(text) is not None:
+        return True
+    return _AS_A_PARAMETER_SAYS.search(text) is not None and _has_false(parameters)
+
+
+def _has_false(parameters: object) -> bool:
+    """Tell whether one of the parameters is False, as that of ``set_config`` which says how long it is for."""
+    values = parameters.values() if isinstance(parameters, Mapping) else parameters
+    return isinstance(values, Iterable) and any(each is False for each in values)
 
 
 def _leaves(hint: SharedHint, left: Leftover, state: SessionState) -> bool:
