@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import multiprocessing
+import os
 import subprocess
 import sys
 import threading
@@ -418,8 +419,8 @@ def test_the_sync_client(pgleak_sync_client):
 # -- other processes --------------------------------------------------------------------------------------------------
 
 WORKER = """
-import sys, psycopg
-conns = [psycopg.connect(sys.argv[1], application_name="worker") for _ in range(int(sys.argv[2]))]
+import os, sys, psycopg
+conns = [psycopg.connect(sys.argv[1], application_name=f"worker {os.getpid()}") for _ in range(int(sys.argv[2]))]
 print("connected", flush=True)
 sys.stdin.read()
 """
@@ -433,6 +434,15 @@ def worker(dsn, number):
         yield
         time.sleep(0.3)  # to be seen from here, too
         process.stdin.close()
+    wait_until_gone(dsn, process)
+
+
+def wait_until_gone(dsn, process):
+    # A backend outlives its client by some milliseconds, and on a busy machine by more than the grace.
+    with psycopg.connect(dsn, dbname="postgres", autocommit=True) as conn:
+        sql = "select count(*) from pg_stat_activity where application_name = %s"
+        while conn.execute(sql, [f"worker {process.pid}"]).fetchone()[0]:
+            time.sleep(0.01)
 
 
 @over
@@ -461,11 +471,6 @@ def test_workers_one_after_the_other(dsn):
     for _ in range(2):
         with worker(dsn, 2):
             pass
-        # A backend outlives its client by some milliseconds.
-        with psycopg.connect(dsn, dbname="postgres", autocommit=True) as conn:
-            sql = "select count(*) from pg_stat_activity where application_name = 'worker'"
-            while conn.execute(sql).fetchone()[0]:
-                time.sleep(0.01)
 
 
 @pytest.fixture
@@ -480,7 +485,8 @@ def test_what_was_there_before(workers, dsn):
 
 
 def work(dsn, ready, go_on):
-    with psycopg.connect(dsn), psycopg.connect(dsn):
+    name = f"worker {os.getpid()}"
+    with psycopg.connect(dsn, application_name=name), psycopg.connect(dsn, application_name=name):
         ready.release()
         go_on.wait(30)
 
@@ -501,3 +507,4 @@ def test_forked_workers(dsn):
     for process in processes:
         process.join()
         assert process.exitcode == 0
+        wait_until_gone(dsn, process)
