@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from pytest_pgleak.database_schema.source import apply_schema
 from pytest_pgleak.servers import ServerError
@@ -200,6 +201,42 @@ def test_a_backend_that_takes_long_to_exit_holds_nobody_up(run: Run, server_dsn:
     result.assert_outcomes(passed=2)
     assert "clean up" not in result.stdout.str()
     assert databases(server_dsn) <= before
+
+
+def test_a_database_that_could_not_be_dropped_is_tried_again_at_the_end(run: Run, server_dsn: str) -> None:
+    with psycopg.connect(server_dsn, autocommit=True) as conn:
+        conn.execute("create role maker login createdb")
+    as_maker = make_conninfo(server_dsn, user="maker")
+    before = databases(server_dsn)
+    tests = f"""
+        import psycopg.pq
+        from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+        HELD = []
+
+        def test_a_superuser_is_in_it(pgleak_fresh_dsn):
+            dbname = conninfo_to_dict(pgleak_fresh_dsn)["dbname"]
+            HELD.append(psycopg.pq.PGconn.connect(make_conninfo({server_dsn!r}, dbname=dbname).encode()))
+
+        def test_the_next(pgleak_fresh_dsn):
+            assert HELD[0].status == psycopg.pq.ConnStatus.OK
+
+        def test_the_last():
+            KEEP or HELD[0].finish()
+    """
+    try:
+        result = run("", f"--pgleak-dsn={as_maker}", tests=tests.replace("KEEP", "False"))
+        result.assert_outcomes(passed=3)
+        assert "clean up" not in result.stdout.str()
+        assert databases(server_dsn) <= before
+        result = run("", f"--pgleak-dsn={as_maker}", tests=tests.replace("KEEP", "True"))
+        [left] = databases(server_dsn) - before
+        result.stdout.fnmatch_lines([f"pgleak: could not clean up: cannot drop the database '{left}': ERROR: *"])
+    finally:
+        with psycopg.connect(server_dsn, autocommit=True) as conn:
+            for name in databases(server_dsn) - before:
+                conn.execute(f"drop database {name} with (force)".encode())
+            conn.execute("drop role maker")
 
 
 def test_a_clone_of_a_database_that_is_in_use(run: Run) -> None:

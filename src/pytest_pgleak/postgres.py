@@ -223,7 +223,17 @@ def _retire(state: State, server: Postgres, name: str) -> None:
     if not server.owned and len(state.retired_databases) == 1:
         state.after_session.insert(0, lambda: _drop_all_retired(state, server))
     if len(state.retired_databases) > _KEPT:
-        drop_database(server.dsn, state.retired_databases.pop(0))
+        _drop_or_try_again(state, server, state.retired_databases.pop(0))
+
+
+def _drop_or_try_again(state: State, server: Postgres, name: str) -> None:
+    """Drop a database; if a given server refuses, once more at the end, which tells if it stays."""
+    try:
+        drop_database(server.dsn, name)
+    except ServerError:
+        if server.owned:
+            raise
+        state.after_session.insert(0, lambda: drop_database(server.dsn, name))
 
 
 def _drop_all_retired(state: State, server: Postgres) -> None:

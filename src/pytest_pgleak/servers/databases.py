@@ -68,20 +68,24 @@ def drop_database(server_dsn: str, name: str) -> None:
     Raises:
         ServerError: If the server cannot be reached or refuses.
     """
-    with libpq.connected(server_dsn) as conn:
-        if not _wait_until_unused(conn, name):
-            libpq.execute(conn, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
-            _wait_until_unused(conn, name)
-        statement = f"DROP DATABASE IF EXISTS {libpq.identifier(conn, name)} WITH (FORCE)"
-        try:
-            try:
-                libpq.execute(conn, statement)
-            except ServerError:
-                if not _roll_back_prepared(conn, server_dsn, name):
-                    raise
-                libpq.execute(conn, statement)
-        except ServerError as error:
-            raise ServerError(f"cannot drop the database {name!r}: {error}") from None
+    try:
+        with libpq.connected(server_dsn) as conn:
+            _drop(conn, server_dsn, name)
+    except ServerError as error:
+        raise ServerError(f"cannot drop the database {name!r}: {error}") from None
+
+
+def _drop(conn: PGconn, server_dsn: str, name: str) -> None:
+    if not _wait_until_unused(conn, name):
+        libpq.execute(conn, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
+        _wait_until_unused(conn, name)
+    statement = f"DROP DATABASE IF EXISTS {libpq.identifier(conn, name)} WITH (FORCE)"
+    try:
+        libpq.execute(conn, statement)
+    except ServerError:
+        if not _roll_back_prepared(conn, server_dsn, name):
+            raise
+        libpq.execute(conn, statement)
 
 
 def with_dbname(dsn: str, dbname: str) -> str:
