@@ -12,7 +12,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from pytest_pgleak.servers import ServerError, ServerRequest, cluster, plan, privilege, runtime, start, template
+from pytest_pgleak.servers import ServerError, ServerRequest, cluster, owned, plan, privilege, runtime, start, template
 
 NOBODY = pwd.getpwnam("nobody")
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
@@ -90,6 +90,23 @@ def test_a_disk_that_a_test_fills(any_plan, disk, processes_with, wait_until):
     with pytest.raises(psycopg.Error), psycopg.connect(server.dsn) as conn:
         conn.execute("create table much as select repeat('x', 1000) from generate_series(1, 100000)")
     server.stop()
+    assert wait_until(lambda: not list(path.iterdir()) and not processes_with(str(path)))
+
+
+def test_a_disk_that_is_full_when_the_server_is_up(any_plan, disk, monkeypatch, processes_with, wait_until):
+    path = disk("64m")
+    filling = path / "filling"
+    begin = owned._start
+
+    def begin_and_fill(*args, **kwargs):
+        server = begin(*args, **kwargs)
+        subprocess.run(["dd", "if=/dev/zero", f"of={filling}", "bs=4k"], check=False, capture_output=True)
+        return server
+
+    monkeypatch.setattr(owned, "_start", begin_and_fill)
+    with pytest.raises(ServerError, match="100 MB free in the environment variable PGLEAK_RUN_DIR"):
+        start(plan(ServerRequest(server=any_plan.source, run_id="a run")))
+    filling.unlink()
     assert wait_until(lambda: not list(path.iterdir()) and not processes_with(str(path)))
 
 

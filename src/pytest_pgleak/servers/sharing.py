@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_pgleak.servers import leftovers, rundir
+from pytest_pgleak.servers import failures, leftovers, rundir
 from pytest_pgleak.servers.values import Plan, RunningServer, ServerError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def share(place: Place, plan: Plan, start: Callable[[list[rundir.Lease]], Runnin
             try:
                 leases = [lease]
                 server = start(leases)
-                rundir.publish(lease, _announcement(server, leases[1:]))
+                _publish(plan, server, leases)
             finally:
                 starting.release()
             return server
@@ -77,6 +77,14 @@ def share(place: Place, plan: Plan, start: Callable[[list[rundir.Lease]], Runnin
             return server_of_others
         time.sleep(_POLL)  # whoever was faster has failed, or an earlier server of this run is going away
     raise ServerError(f"The test server that the workers of this run share did not come up in {place.path}.")
+
+
+def _publish(plan: Plan, server: RunningServer, leases: list[rundir.Lease]) -> None:
+    try:
+        rundir.publish(leases[0], _announcement(server, leases[1:]))
+    except OSError as error:  # the disk has become full
+        server.stop()
+        raise failures.not_started(plan, str(error), "") from error
 
 
 def _announcement(server: RunningServer, further: list[rundir.Lease]) -> str:
