@@ -155,3 +155,41 @@ def test_what_a_test_begins_is_its_doing(run: Run, arguments: str) -> None:
     )
     result.assert_outcomes(passed=3)
     result.stdout.fnmatch_lines(["*pgleak: 1 warning from 1 line*", "*untracked-backend*", "*::test_two*"])
+
+
+def test_a_database_that_a_test_is_the_first_to_enter(run: Run) -> None:
+    result = run(
+        """
+        @pytest.fixture(scope="session")
+        def databases(dsn):
+            with psycopg.connect(dsn, autocommit=True) as admin:
+                made = {}
+                for name in ("one", "two"):
+                    made[name] = psycopg.conninfo.make_conninfo(dsn, dbname=f"{admin.info.dbname}_{name}")
+                    admin.execute(f"create database {admin.info.dbname}_{name}")
+                begin_worker(made["one"])
+                yield made
+                for name in made:
+                    admin.execute(f"drop database {admin.info.dbname}_{name} with (force)")
+
+        @pytest.fixture(scope="session")
+        def first(databases):
+            with psycopg.connect(databases["one"]) as conn:
+                yield conn
+
+        @pytest.fixture(scope="session")
+        def second(databases):
+            with psycopg.connect(databases["two"]) as conn:
+                yield conn
+
+        def test_where_somebody_has_been(databases, request):
+            request.getfixturevalue("first")
+
+        def test_that_begins_one(databases, request):
+            request.getfixturevalue("second")
+            begin_worker(databases["two"])
+        """
+    )
+    result.assert_outcomes(passed=2)
+    assert "where_somebody_has_been" not in result.stdout.str()
+    result.stdout.fnmatch_lines(["*pgleak: 1 warning from 1 line*", "*untracked-backend*", "*::test_that_begins_one*"])

@@ -169,6 +169,16 @@ class Observer:
         pairs = (each.partition(" ") for each in (listed or "").split(",") if each)
         return frozenset((int(pid), backend_start) for pid, _, backend_start in pairs)
 
+    def younger(self, pids: Iterable[int], seconds: float) -> frozenset[int]:
+        """Return those of some backends that have begun less than so many seconds ago.
+
+        Raises:
+            ObserverError: As `connect`.
+        """
+        with self._lock:
+            rows = self._query("pgleak_younger", array(pids), str(seconds).encode())
+        return frozenset(int(pid or 0) for (pid,) in rows)
+
     def count(self, databases: Iterable[str]) -> tuple[int, bool]:
         """Count the backends of some databases: the quick look, 2 µs over a bare round trip.
 

@@ -45,6 +45,10 @@ _STRANGERS: Final = """
       and application_name <> 'pgleak observer'
       and client_addr is not distinct from inet_client_addr()
 """
+_YOUNGER: Final = """
+    select pid from pg_stat_get_activity(null)
+    where pid = any($1::int[]) and clock_timestamp() - backend_start < $2::float8 * interval '1 second'
+"""
 _NUMBER: Final = """
     select coalesce(sum(pg_stat_get_db_numbackends(oid)), 0), txid_current_snapshot(), age('3'::xid)
     from pg_database where datname = any($1::text[])
@@ -60,6 +64,7 @@ STATEMENTS: Final = {
     "pgleak_by_pid": _BY_PID,
     "pgleak_writes": _WRITES,
     "pgleak_strangers": _STRANGERS,
+    "pgleak_younger": _YOUNGER,
     "pgleak_number": _NUMBER,
     "pgleak_terminate": _TERMINATE,
     "pgleak_who": _WHO_AM_I,

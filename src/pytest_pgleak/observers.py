@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from pytest_pgleak.activity import NOTHING_KNOWN, Activity, Backend, Relations
+from pytest_pgleak.clock import Clock
 from pytest_pgleak.connecting import ObserverError
 from pytest_pgleak.events import ConnectionFacts
 from pytest_pgleak.known_servers import OBSERVER_NAME, KnownServers, Server
@@ -34,6 +35,8 @@ class Observers:
         self._process = os.getpid()
         self.servers = servers
         self._before: dict[Server, frozenset[tuple[int, str | None]]] = {}
+        self._began_at = Clock.monotonic()
+        self._began_with: Watched = {}
         self._after: dict[Server, frozenset[tuple[int, str | None]]] = {}
         self._after_databases: dict[Server, frozenset[str]] = {}
         self._has_transaction_ids: dict[Server, bool] = {}
@@ -93,6 +96,7 @@ class Observers:
             nothing_between: Whether nothing has happened since `new_backends` was asked: then its answer still holds.
         """
         self._pgbouncer.begin(self.servers.tick(), is_set_up=True)
+        self._began_at, self._began_with = Clock.monotonic(), watched
         still_holds = nothing_between and self._after_databases == _databases(watched)
         after, self._after, self._after_databases = self._after, {}, {}  # once: a check that fails leaves none
         if still_holds:
@@ -121,7 +125,7 @@ class Observers:
             self._after[server] = before if strangers is None else strangers
             if strangers is not None and (come := strangers - before):
                 rows = self._ask(server, [pid for pid, _ in come]) or ()
-                new.extend(row for row in rows if row.identity in come)
+                new += self._that_came(server, [row for row in rows if row.identity in come])
         # A pooler opens connections when it likes to, and nobody can tell for whom.
         return () if self.servers.has_poolers else self._pgbouncer.without_own(tuple(new))
 
@@ -208,6 +212,18 @@ class Observers:
         except ObserverError as error:
             self.servers.give_up(server, error)
             return frozenset()
+
+    def _that_came(self, server: Server, rows: list[Backend]) -> list[Backend]:
+        """Leave out those who were there before `begin`, in a database that nobody looked at then."""
+        unlooked = [row.pid for row in rows if row.datname not in self._began_with.get(server, ())]
+        if not unlooked or (observer := self.servers.observer(server)) is None:
+            return rows
+        try:
+            younger = observer.younger(unlooked, Clock.monotonic() - self._began_at)
+        except ObserverError as error:
+            self.servers.give_up(server, error)
+            return []
+        return [row for row in rows if row.pid not in unlooked or row.pid in younger]
 
     def _ask(self, server: Server, pids: list[int]) -> tuple[Backend, ...] | None:
         if (observer := self.servers.observer(server)) is None:
