@@ -182,6 +182,46 @@ def test_a_limit_of_the_role(run: Run, database: str, limit: int) -> None:
         assert f"may not have more than {limit} connections" in note
 
 
+def test_a_process_whose_role_may_not_be_looked_at_is_seen(run: Run, database: str) -> None:
+    if not str(conninfo_to_dict(database)["host"]).startswith("/"):
+        pytest.skip("over TCP, an address that may not be seen is not known to be of this machine")
+    with role(database, "") as dsn, role(database, "") as other:
+        result = run(
+            dsn,
+            """
+            import os, subprocess, sys
+            import psycopg, pytest
+
+            CODE = "import sys, psycopg; c = psycopg.connect(sys.argv[1]); print('ready', flush=True); sys.stdin.read()"
+
+            @pytest.fixture(scope="session", autouse=True)
+            def conn():
+                with psycopg.connect(os.environ["APP_DSN"], autocommit=True) as conn:
+                    yield conn
+
+            @pytest.fixture(scope="session")
+            def worker(conn):
+                pipe = subprocess.PIPE
+                with subprocess.Popen([sys.executable, "-c", CODE, os.environ["OTHER"]], stdin=pipe, stdout=pipe) as it:
+                    it.stdout.readline()
+                    yield
+                    it.communicate()
+
+            def test_first(conn): pass
+
+            def test_begins_it(request):
+                request.getfixturevalue("worker")
+
+            def test_after(conn):
+                conn.execute("select 1")
+            """,
+            OTHER=other,
+        )
+    result.assert_outcomes(passed=3)
+    result.stdout.fnmatch_lines(["*pgleak: 1 warning from 1 line*", "*[[]untracked-backend]*", "*::test_begins_it"])
+    assert notes(result) == []
+
+
 def test_a_limit_of_the_server(run: Run) -> None:
     server = running("embedded", "local")
     try:

@@ -167,7 +167,7 @@ class Observer:
         with self._lock:
             ((listed,),) = self._query("pgleak_strangers", array(databases), array(known_pids))
         pairs = (each.partition(" ") for each in (listed or "").split(",") if each)
-        return frozenset((int(pid), backend_start) for pid, _, backend_start in pairs)
+        return frozenset((int(pid), backend_start or None) for pid, _, backend_start in pairs)
 
     def younger(self, pids: Iterable[int], seconds: float) -> frozenset[int]:
         """Return those of some backends that have begun less than so many seconds ago.

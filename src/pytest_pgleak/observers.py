@@ -124,7 +124,7 @@ class Observers:
             strangers = self._strangers(server, databases, known_pids, len(before))
             self._after[server] = before if strangers is None else strangers
             if strangers is not None and (come := strangers - before):
-                rows = self._ask(server, [pid for pid, _ in come]) or ()
+                rows = self._rows(server, [pid for pid, _ in come]) or ()
                 new += self._that_came(server, [row for row in rows if row.identity in come])
         # A pooler opens connections when it likes to, and nobody can tell for whom.
         return () if self.servers.has_poolers else self._pgbouncer.without_own(tuple(new))
@@ -226,15 +226,19 @@ class Observers:
         return [row for row in rows if row.pid not in unlooked or row.pid in younger]
 
     def _ask(self, server: Server, pids: list[int]) -> tuple[Backend, ...] | None:
+        rows, observer = self._rows(server, pids), self.servers.observer(server)
+        if rows is not None and observer is not None:
+            self._complain_of_hidden_rows(server, observer, rows)
+        return rows
+
+    def _rows(self, server: Server, pids: list[int]) -> tuple[Backend, ...] | None:
         if (observer := self.servers.observer(server)) is None:
             return None
         try:
-            rows = observer.backends(pids)
+            return observer.backends(pids)
         except ObserverError as error:
             self.servers.give_up(server, error)
             return None
-        self._complain_of_hidden_rows(server, observer, rows)
-        return rows
 
     def _complain_of_hidden_rows(self, server: Server, observer: Observer, rows: tuple[Backend, ...]) -> None:
         hidden = next((row for row in rows if row.state is None and row.query == "<insufficient privilege>"), None)
