@@ -217,11 +217,19 @@ def test_a_server_that_does_not_start_says_why(run: Run) -> None:
         def test_cannot_be_meant(pgleak_live):
             start(pgleak_live, command="uvicorn shop:app --host 0.0.0.0")
 
+        def test_tells_its_dsn(pgleak_live):
+            start(pgleak_live, command="python -c 'exit(\\"no postgresql://me:secret@db/app\\")' {port}")
+
+        def test_has_a_long_tmpdir(pgleak_live, tmp_path, monkeypatch):
+            (long := tmp_path / ("long" * 30)).mkdir()
+            monkeypatch.setattr("tempfile.tempdir", str(long))
+            start(pgleak_live, command="no-such-program {port}")
+
         def test_is_not_named(pgleak_live_server):
             pass
         """
     )
-    result.assert_outcomes(failed=5, errors=1)
+    result.assert_outcomes(failed=7, errors=1)
     output = result.stdout.str()
     for line in (
         "the live server was started, but it has ended with exit code 127.",
@@ -234,6 +242,8 @@ def test_a_server_that_does_not_start_says_why(run: Run) -> None:
         "pgleak_live_command has {app} in it: name your application",
     ):
         assert line in output
+    assert "no postgresql://me:…@db/app" in output
+    assert output.count("no-such-program: No such file") == 2, output
     assert "servers.py" not in output, "a traceback into the plugin"
 
 

@@ -14,7 +14,9 @@ DEFAULT: Final = "uvicorn {app} --workers {workers}"
 
 _ASSIGNMENT: Final = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 _PLACEHOLDER: Final = re.compile(r"\{([a-z]+)\}")
-_LOOPBACK: Final = ("127.", "localhost", "[::1]", "::1")
+_LOOPBACK: Final = (HOST, "localhost")
+_EVERYWHERE: Final = re.compile(r"(?<![\d.])0\.0\.0\.0(?![\d.])|\[::\]")
+_PYTHONS: Final = ("python", "python3")
 _OPTION: Final = "pgleak_live_command"
 
 
@@ -66,18 +68,22 @@ def read_command(text: str, values: Mapping[str, str], python: str) -> Command:
         )
     asks_for_port = "{port}" in text
     words = [_filled(word, values) for word in words]
+    before, words = _interpreter(words, python)
     program = words[0].rpartition("/")[2]
     if program == "uvicorn":
-        words = [python, "-m", *_uvicorn(words, values["port"])]
+        words = [*(before or [python, "-m"]), *_uvicorn(words, values["port"])]
     elif program == "gunicorn":
-        words = [python, "-m", *_gunicorn(words, values["port"])]
+        words = [*(before or [python, "-m"]), *_gunicorn(words, values["port"])]
     elif not asks_for_port:
         raise LiveServerError(
             f"{_OPTION} = {text}: it must say where to listen: `{{port}}` stands for a free port of {HOST}"
         )
-    elif program in ("python", "python3"):
-        words[0] = python
-    return Command(tuple(words), environment, _workers(words))
+    else:
+        words = [*before, *words]
+        for word in words:
+            if (everywhere := _EVERYWHERE.search(word)) is not None:
+                raise _reachable(everywhere[0])
+    return Command(tuple(words), environment, _workers(words, environment))
 
 
 def _filled(word: str, values: Mapping[str, str]) -> str:
@@ -95,46 +101,82 @@ def _filled(word: str, values: Mapping[str, str]) -> str:
     return _PLACEHOLDER.sub(value, word)
 
 
+def _interpreter(words: list[str], python: str) -> tuple[list[str], list[str]]:
+    """Take the Python, up to its ``-m``, from before a module that it runs."""
+    if words[0].rpartition("/")[2] not in _PYTHONS:
+        return [], words
+    words = [python, *words[1:]]
+    start = words.index("-m") + 1 if "-m" in words[:-1] else 0
+    return words[:start], words[start:]
+
+
 def _uvicorn(words: Sequence[str], port: str) -> list[str]:
     words = ["uvicorn", *words[1:]]
-    host = _option(words, "--host")
-    if host is None:
-        words += ["--host", HOST]
-    else:
+    for elsewhere in ("--uds", "--fd"):
+        if _option(words, elsewhere) is not None:
+            raise LiveServerError(f"{_OPTION}: leave {elsewhere} out: the clients ask at a port of {HOST}")
+    hosts, ports = _options(words, "--host"), _options(words, "--port")
+    for host in hosts:
         _check_loopback(host)
-    return words if _option(words, "--port") is not None else [*words, "--port", port]
+    for given in ports:
+        _check_port(given, port)
+    return [*words, *(() if hosts else ("--host", HOST)), *(() if ports else ("--port", port))]
 
 
 def _gunicorn(words: Sequence[str], port: str) -> list[str]:
     words = ["gunicorn", *words[1:]]
-    bind = _option(words, "--bind", "-b")
-    if bind is None:
+    binds = _options(words, "--bind", "-b")
+    for bind in binds:
+        host, _, given = bind.rpartition(":")
+        _check_loopback(host if host or bind.startswith(":") else bind)
+        _check_port(given, port)
+    if not binds:
         words += ["--bind", f"{HOST}:{port}"]
-    else:
-        _check_loopback(bind)
     return (
         words if _option(words, "--worker-class", "-k") is not None else [*words, "-k", "uvicorn_worker.UvicornWorker"]
     )
 
 
 def _check_loopback(host: str) -> None:
-    if not host.startswith(_LOOPBACK):
+    if host.startswith(("127.0.0.", "::1", "[::1]")) and host != HOST:
+        raise LiveServerError(f"{_OPTION}: the clients ask at {HOST}, not at {host}; leave the address out")
+    if host not in _LOOPBACK:
+        raise _reachable(host)
+
+
+def _reachable(host: str) -> LiveServerError:
+    return LiveServerError(
+        f"{_OPTION}: {host or 'every address'} can be reached from other machines; leave the address out, or say"
+        f" {HOST} and {{port}}"
+    )
+
+
+def _check_port(given: str, port: str) -> None:
+    if given != port:
         raise LiveServerError(
-            f"{_OPTION}: {host} can be reached from other machines; leave the address out, or say {HOST}:{{port}}"
+            f"{_OPTION}: nobody knows whether port {given} is free; leave it out, or say {{port}}, which is"
         )
 
 
-def _option(words: Sequence[str], *names: str) -> str | None:
-    """Return the value of an option, written as two words or as one."""
+def _options(words: Sequence[str], *names: str) -> list[str]:
+    """Return the values of an option, written as two words or as one, as often as it is given."""
+    found = []
     for place, word in enumerate(words):
         for name in names:
             if word == name:
-                return words[place + 1] if place + 1 < len(words) else ""
-            if name.startswith("--") and word.startswith(f"{name}="):
-                return word.partition("=")[2]
-    return None
+                found.append(words[place + 1] if place + 1 < len(words) else "")
+            elif name.startswith("--") and word.startswith(f"{name}="):
+                found.append(word.partition("=")[2])
+            elif not name.startswith("--") and word.startswith(name) and not word.startswith("--"):
+                found.append(word.removeprefix(name).removeprefix("="))
+    return found
 
 
-def _workers(words: Sequence[str]) -> int:
-    given = _option(words, "--workers", "-w") or ""
+def _option(words: Sequence[str], *names: str) -> str | None:
+    """Return the last value of an option, the one that counts."""
+    return next(reversed(_options(words, *names)), None)
+
+
+def _workers(words: Sequence[str], environment: Mapping[str, str]) -> int:
+    given = _option(words, "--workers", "-w") or environment.get("WEB_CONCURRENCY", "")
     return max(int(given), 1) if given.isdigit() else 1

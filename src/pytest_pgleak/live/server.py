@@ -31,6 +31,8 @@ TAG: Final = "pgleak live server"
 """``application_name`` of the connections to which the application gives none of its own."""
 _POLL: Final = 0.02
 _LOG_TAIL: Final = 3000
+_LONGEST_PARENT: Final = 70
+"""Characters: the path of a socket has 103 at most (``sun_path`` of BSD and macOS; Linux has 107)."""
 _STRAGGLERS: Final = 5.0
 """Seconds that the other workers may take when one answers."""
 _NO_STARLETTE: Final = 0.5
@@ -69,7 +71,7 @@ class LiveServer:
         self.command: Command = read_command(text, {**values, "host": HOST, "port": str(self.port)}, sys.executable)
         self.url = f"http://{HOST}:{self.port}"
         self._clients: list[httpx.Client] = []
-        self._directory = Path(tempfile.mkdtemp(prefix="pgleak-live-"))
+        self._directory = _directory()
         self.workers = Workers(self._directory)
         (self._directory / RULES).write_bytes(dumps(rules))
         self._final_log = ""
@@ -222,7 +224,7 @@ class LiveServer:
 
     def _failure(self, what: str) -> str:
         command = without_passwords(shlex.join(self.command.arguments))
-        log = self.log.strip()[-_LOG_TAIL:]
+        log = without_passwords(self.log.strip())[-_LOG_TAIL:]
         shown = "\n".join(f"    {line}" for line in log.splitlines()) or "    (nothing)"
         return f"the live server was started, but {what}.\n  command: {command}\n  its log:\n{shown}"
 
@@ -251,6 +253,12 @@ def _environment(given: Mapping[str, str], watched: Path | None) -> dict[str, st
     environment.pop("PYTEST_CURRENT_TEST", None)
     environment["PYTHONUNBUFFERED"] = "1"
     return environment
+
+
+def _directory() -> Path:
+    # There is a socket in it, and TMPDIR may be too long for that.
+    parent = tempfile.gettempdir()
+    return Path(tempfile.mkdtemp(prefix="pgleak-live-", dir=parent if len(parent) <= _LONGEST_PARENT else "/tmp"))  # noqa: S108 - mkdtemp makes a directory of our own in it
 
 
 def _is_installed(entry: str) -> bool:
