@@ -17,8 +17,16 @@ from psycopg_pool import AsyncConnectionPool
 
 DSN = os.environ["DATABASE_URL"]
 
+def listens():
+    with psycopg.connect(DSN) as conn:
+        threading.Event().wait()
+
 @asynccontextmanager
 async def lifespan(app):
+    if "listens" in os.environ.get("LIFESPAN", ""):
+        await asyncio.sleep(2)  # a test begins meanwhile
+        threading.Thread(target=listens, daemon=True).start()
+        await asyncio.sleep(0.2)
     async with AsyncConnectionPool(DSN, min_size=1, max_size=4, open=False) as app.state.pool:
         yield
         if "forgets" in os.environ.get("LIFESPAN", ""):
@@ -121,6 +129,7 @@ async def slow(conn=Depends(pooled)):
 """
 
 TESTS = """
+import os, signal, time
 import httpx, psycopg, pytest
 
 pytestmark = pytest.mark.pgleak
@@ -146,6 +155,20 @@ def server(pgleak_live, dsn):
 def client(server):
     with server.client(timeout=5) as client:
         yield client
+
+@pytest.fixture
+def restarting(pgleak_live, dsn):
+    with pgleak_live("shop:app", workers=2, env={"DATABASE_URL": dsn, "LIFESPAN": "listens"}) as server:
+        os.kill(server.worker_pids[0], signal.SIGKILL)
+        while len(server.workers.links) == 2 and len(server.worker_pids) == 2:
+            time.sleep(0.01)
+        while len(server.workers.links) < 2:
+            time.sleep(0.01)
+        yield server
+
+def test_restarts_meanwhile(restarting):
+    while len(restarting.worker_pids) < 2:
+        time.sleep(0.01)
 
 def test_reload_leaky(pgleak_live, dsn):
     with pgleak_live("shop:app", workers=2, env={"DATABASE_URL": dsn, "LIFESPAN": "forgets"}) as server:
@@ -236,7 +259,7 @@ def test_what_goes_wrong_on_the_wire(pytester: pytest.Pytester, server_dsn: str)
     }
     for test, kind in failed.items():
         assert re.search(rf"^_+ {re.escape(test)} _+\n\[{kind}\] ", output, re.MULTILINE), output
-    result.assert_outcomes(failed=len(failed), passed=10)
+    result.assert_outcomes(failed=len(failed), passed=11)
     result.stdout.fnmatch_lines(
         [
             "  wrote     shop.py:* in lost *",

@@ -148,7 +148,7 @@ class Agent:
         return True
 
     def _asgi(self, ownership: Ownership, loops: EventLoops) -> WorkerAsgi:
-        return WorkerAsgi(ownership, loops, self._lifespan_ended, self._serving, self._answered)
+        return WorkerAsgi(ownership, loops, self._lifespan_ended, self._starting, self._serving, self._answered)
 
     def _answered(self) -> None:
         try:
@@ -156,7 +156,11 @@ class Agent:
         except Exception:  # noqa: BLE001 - a fault of the plugin must not fail the application's request
             self._state.fault("the end of a request")
 
+    def _starting(self) -> None:
+        self._checks.starts_up()
+
     def _serving(self) -> None:
+        self._checks.has_started()
         self._send(Serving())
 
     def _fault(self, text: str) -> None:

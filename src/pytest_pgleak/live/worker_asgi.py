@@ -23,7 +23,8 @@ class WorkerAsgi(AsgiTracking):
         ownership: Is told of requests and lifespans.
         loops: Is told in which event loops the application runs.
         lifespan_ended: Awaited in the application's own event loop when a shutdown has completed.
-        serving: Called when a start-up has completed.
+        starting: Called when a start-up begins.
+        serving: Called when it has completed.
         answered: Called when a request is over.
     """
 
@@ -32,11 +33,13 @@ class WorkerAsgi(AsgiTracking):
         ownership: Ownership,
         loops: EventLoops,
         lifespan_ended: Callable[[Owner], Awaitable[None]],
+        starting: Callable[[], None],
         serving: Callable[[], None],
         answered: Callable[[], None],
     ) -> None:
         ordinals = itertools.count(1)
         super().__init__(ownership, lambda: next(ordinals), loops, lifespan_ended, _sender)
+        self._starting = starting
         self._serving = serving
         self._answered = answered
 
@@ -56,6 +59,8 @@ class WorkerAsgi(AsgiTracking):
             await _answer(send)
             return
         if scope["type"] == "lifespan":
+            if not is_inner:
+                self._starting()
             send = functools.partial(self._started, send)
         try:
             await super().call(app, scope, receive, send, runner, starlette)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Final
@@ -42,6 +43,8 @@ class WorkerChecks:
         self._standing: tuple[tuple[str, int], ...] = ()
         self._is_looked_at = True
         self._active: Owner | None = None
+        self._is_starting = False
+        self._turns = threading.Lock()
         self._in_transaction_before: frozenset[int] = frozenset()
         self._judged: tuple[Findings, View] = ((), View())
 
@@ -49,14 +52,33 @@ class WorkerChecks:
         """A test's call phase begins: what does not say whose it is, is from now on the test's."""
         state = self._state
         state.rules = message.rules
-        if self._active is not None:
-            state.ownership.pop(self._active)
-        state.ownership.background.adopt(state.ownership.session)
         self._in_transaction_before = state.judge.begin()
-        state.ownership.push(message.owner)
-        self._active = message.owner
+        with self._turns:
+            if self._active is not None:
+                state.ownership.pop(self._active)
+            state.ownership.background.adopt(state.ownership.session)
+            if not self._is_starting:
+                state.ownership.push(message.owner)
+            self._active = message.owner
         if message.counts:
             state.counting.begin()
+
+    def starts_up(self) -> None:
+        """The application starts up, maybe in the middle of a test: what it starts is no doing of the test's."""
+        with self._turns:
+            self._is_starting = True
+            if self._active is not None:
+                self._state.ownership.pop(self._active)
+
+    def has_started(self) -> None:
+        """It has. Its threads are its own, and what is not charged to anybody is the test's from now on."""
+        with self._turns:
+            if not self._is_starting:
+                return
+            self._is_starting = False
+            self._state.ownership.background.adopt(self._state.ownership.session)
+            if self._active is not None:
+                self._state.ownership.push(self._active)
 
     def judge(self, message: Judge) -> Findings:
         """Judge, after the requests of those who are judged have been answered to their very end."""
@@ -69,10 +91,12 @@ class WorkerChecks:
         keep = _Keep(self._state)
         checkpoint = Checkpoint(question, message.grace, keep=keep, has_new_owners=keep.take_handed_over)
         findings = settle(self._state.judge.settling(checkpoint))
-        if message.ends_call and self._active is not None:
-            self._state.ownership.pop(self._active)
-            self._state.ownership.background.adopt(self._active)
-            self._active = None
+        with self._turns:
+            if message.ends_call and self._active is not None:
+                self._state.ownership.pop(self._active)
+                if not self._is_starting:
+                    self._state.ownership.background.adopt(self._active)
+                self._active = None
         if not message.is_last:
             return findings
         self._state.judge.settled(findings)
