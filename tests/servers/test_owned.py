@@ -163,7 +163,10 @@ def test_the_next_start_sweeps_what_a_dead_owner_and_supervisor_left(any_plan, r
     (stale / "data").mkdir()
     # A pid that somebody else has by now: it must not be harmed.
     (stale / "data" / "postmaster.pid").write_text(f"{os.getpid()}\n")
-    (run_dir.path / "pgleak-empty").mkdir()
+    if user is not None:  # the supervisor could empty its directory, and not remove it
+        emptied = run_dir.path / "pgleak-emptied"
+        emptied.mkdir()
+        os.chown(emptied, user.uid, user.gid)
     foreign = run_dir.path / "pgleak-without-lock"
     (foreign / "data").mkdir(parents=True)
 
@@ -186,6 +189,7 @@ def test_the_sweep_takes_only_what_is_provably_ours_and_dead(run_dir):
     linked.mkdir()
     (linked / "alive.lock").symlink_to(outside / "alive.lock")
     (run_dir.path / "pgleak-file").touch()
+    (run_dir.path / "pgleak-empty").mkdir()
     half_made = run_dir.path / "new-pgleak-by-somebody"  # about to be locked, or left when its maker was killed
     half_made.mkdir()
     if user is not None:  # only root can make what belongs to a third user

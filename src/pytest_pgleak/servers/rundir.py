@@ -247,15 +247,18 @@ def sweep(parent: Path, user: privilege.OsUser | None) -> None:
             with suppress(OSError):
                 info = path.lstat()
                 if stat.S_ISDIR(info.st_mode) and info.st_uid in ours and (before is None or info.st_mtime < before):
-                    _sweep_one(path)
+                    _sweep_one(path, user)
 
 
-def _sweep_one(path: Path) -> None:
+def _sweep_one(path: Path, user: privilege.OsUser | None) -> None:
     try:
         # Not followed: the directory may belong to a user who is less than we are.
         fd = os.open(path / leftovers.LOCK, os.O_RDWR | os.O_NOFOLLOW)
     except FileNotFoundError:
-        path.rmdir()  # emptied by its supervisor, who was not allowed to remove it from its parent
+        # Emptied by its supervisor, who was not allowed to remove it from its parent. Who runs as nobody else may do
+        # that, and then an empty directory proves nothing; nor does one that is not the server's user's.
+        if path.name.startswith(_BUILDING) or (user is not None and path.lstat().st_uid == user.uid):
+            path.rmdir()
         return
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
