@@ -96,7 +96,12 @@ def test_an_application_tested_from_its_wheel_stands_in():
     assert origin(stack) == Frame(INSTALLED_APP, 14, "shop.get")
 
 
-@pytest.mark.parametrize("stack", [(), (at(PSYCOPG), at(STARLETTE), at(PYTEST)), (at("<string>"),)])
+GUNICORN = tuple(at(str(PURELIB / package / "worker.py")) for package in ("uvicorn_worker", "gunicorn", "hypercorn"))
+
+
+@pytest.mark.parametrize(
+    "stack", [(), (at(PSYCOPG), at(STARLETTE), at(PYTEST)), (at("<string>"),), (at(PSYCOPG), *GUNICORN)]
+)
 def test_there_may_be_no_frame_at_all(stack):
     assert origin(stack) is None
     assert user_frames(stack) == ()
