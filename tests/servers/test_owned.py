@@ -207,6 +207,31 @@ def test_the_sweep_takes_only_what_is_provably_ours_and_dead(run_dir):
     assert (outside / "alive.lock").exists()
 
 
+def test_a_sweep_that_is_interrupted_leaves_what_the_next_one_recognises(run_dir, python):
+    left = run_dir.path / "pgleak-left"
+    (left / "data").mkdir(parents=True)
+    for number in range(50):
+        (left / f"data/{number}").touch()
+    (left / "alive.lock").touch()  # last: a tmpfs lists, and so removes, what is new first
+    script = f"""
+import os, pathlib, sys
+from pytest_pgleak.servers import rundir
+removed = []
+def stop_in_the_middle(event, arguments):
+    if event == "os.remove":
+        removed.append(arguments[0])
+        if len(removed) == 25:
+            os._exit(0)
+sys.addaudithook(stop_in_the_middle)
+rundir.sweep(pathlib.Path({str(run_dir.path)!r}), None)
+"""
+    with python(script) as sweeping:
+        assert sweeping.wait(20) == 0
+    assert len(list((left / "data").iterdir())) > 0
+    rundir.sweep(run_dir.path, None)
+    assert not left.exists()
+
+
 def test_the_sweep_stops_a_server_that_lost_everybody(any_plan, run_dir, wait_until):
     user = privilege.server_user()
     identity = {"user": user.uid, "group": user.gid, "extra_groups": []} if user else {}

@@ -28,6 +28,8 @@ def remove(run_dir: Path) -> None:
         os.kill(pid, signal.SIGQUIT)
         if not _gone(data, pid):
             return
+    # The lock after the data: interrupted in between, the rest is still recognised as a leftover.
+    shutil.rmtree(data, ignore_errors=True)
     shutil.rmtree(run_dir, ignore_errors=True)  # by descriptors: no link in it leads out of it
 
 
