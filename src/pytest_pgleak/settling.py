@@ -20,6 +20,8 @@ Findings = tuple[Finding, ...]
 _FIRST_PAUSE: Final = 0.0005
 _LONGEST_PAUSE: Final = 0.05
 _MOST_LOOKS: Final = 60
+_SLOWEST: Final = 2
+"""Times the grace that the pauses and the looks may take together. On a busy machine the looks alone take that long."""
 _BUSY_PAUSE: Final = 0.002
 _BUSY_LOOKS: Final = 25
 """Pauses that a task gets to begin with a connection: turns, not seconds, for a busy machine gives few in many."""
@@ -40,7 +42,8 @@ def settling(
 
     Args:
         look: Judges once.
-        grace: Longest time to wait in all, seconds.
+        grace: Longest time to wait in all, seconds. What the looks take, and what a pause takes longer than was asked
+            for, is not counted, up to as much again.
         is_busy: Tells whether something that the test has begun is still at work. A task may be just about to open
             the connection that it will keep, so a clean first look is not the last one then.
         is_connecting: Tells whether a connection is being opened at this moment.
@@ -67,17 +70,18 @@ def settling(
         more = may_open_more(looks)
         findings = look()
     seconds = _FIRST_PAUSE
-    give_up_at = Clock.monotonic() + grace
+    give_up_at, waited = Clock.monotonic() + _SLOWEST * grace, 0.0
     for number in range(_MOST_LOOKS):
         # The backend of a connection that is being opened comes and goes as one that nobody knows.
         if not any(finding.can_heal for finding in findings) and (findings or not more):
             break
         if number == _COLLECT_AFTER and may_collect():
             gc.collect()
-        elif (left := give_up_at - Clock.monotonic()) <= 0:
+        elif (left := min(grace - waited, give_up_at - Clock.monotonic())) <= 0:
             break
         else:
             yield min(seconds, left)
+            waited += seconds
             seconds = min(seconds * 2, _LONGEST_PAUSE)
         more = may_open_more(number)
         findings = look()

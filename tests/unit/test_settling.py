@@ -110,13 +110,23 @@ def test_it_looks_a_bounded_number_of_times(clock):
     assert clock.waited < 10
 
 
-def test_a_slow_look_counts_too(clock):
+def test_slow_looks_take_as_much_again_and_no_more(clock):
     def look():
         clock.now += 0.2
         return (OPEN,)
 
     settle(settling(look, 0.5))
-    assert clock.waited <= 1.2, "the grace, and the looks that were begun in it"
+    assert clock.waited <= 1.4, "the first look, twice the grace, and the look that was begun in it"
+
+
+def test_what_heals_while_a_busy_machine_looks_is_no_finding(clock):
+    results = looks(*[(OPEN,)] * 7, ())
+
+    def look():
+        clock.now += 0.1
+        return results()
+
+    assert settle(settling(look, 0.5)) == ()
 
 
 def test_the_pauses_grow_and_stay_short(clock):
