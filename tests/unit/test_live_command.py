@@ -56,6 +56,7 @@ def test_assignments_become_the_environment_and_are_not_shown():
         ("A=1 B=2", "there is no program in it"),
         ("uvicorn 'a:b", "No closing quotation"),
         ("hypercorn app.main:app", "where to listen"),
+        ("uvicornn app.main:app", "uvicornn is neither uvicorn nor gunicorn"),
         ("uvicorn a:b --host 0.0.0.0", "other machines"),
         ("uvicorn a:b --host 127.0.0.1 --host 0.0.0.0", "other machines"),
         ("uvicorn a:b --host localhost.example.com", "other machines"),
