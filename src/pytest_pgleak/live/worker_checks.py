@@ -43,6 +43,8 @@ class WorkerChecks:
         self._standing: tuple[tuple[str, int], ...] = ()
         self._is_looked_at = True
         self._active: Owner | None = None
+        self._outlived: set[int] = set()
+        """Owners that have ended before a request of theirs."""
         self._is_starting = False
         self._turns = threading.Lock()
         self._in_transaction_before: frozenset[int] = frozenset()
@@ -146,9 +148,9 @@ class WorkerChecks:
         return findings
 
     async def judge_process(self) -> Findings:
-        """Find what lives as long as this process; asked when it shuts down."""
+        """Find what lives as long as this process, or longer than its test; asked when it shuts down."""
         session = self._state.ownership.session
-        ended = frozenset({session.serial})
+        ended = frozenset({session.serial, *self._outlived})
         # What is still open will not go away by waiting for it.
         checkpoint = Checkpoint(Question(session, ended, ended), grace=0.0)
         findings = await settle_async(self._state.judge.settling(checkpoint))
@@ -176,7 +178,11 @@ class WorkerChecks:
 
     def forget(self, owners: Iterable[int]) -> None:
         """Let go of owners that have ended and been judged, or that nobody judges."""
+        unfinished = {request.owner for request in list(self._state.loops.requests)}
         for owner in owners:
+            if owner in unfinished:
+                self._outlived.add(owner)  # what its request leaves from now on is told when the process ends
+                continue
             self._state.ledger.forget_owner(owner)
             self._state.sessions.forget_owner(owner)
             self._state.shared.forget_owner(owner)
