@@ -19,10 +19,12 @@ _OURS = """
             conn.execute("select 1 from t0")
 """
 _THEIRS = """
+    from pathlib import Path
+
     import pytest
     from pytest_postgresql import factories
 
-    server = factories.postgresql_proc(load=["schema.sql"])
+    server = factories.postgresql_proc(load=[Path(__file__).with_name("schema.sql")])
     postgresql = factories.postgresql("server")
 
     @pytest.mark.parametrize("number", range({tests}))

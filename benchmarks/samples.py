@@ -91,6 +91,14 @@ def number(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 10 else f"{value:.1f}"
 
 
+def more_by_pairs(measured: Mapping[str, Samples], ours: str, peer: str) -> float:
+    """Return what one candidate of `alternating` took more than another: the median of the rounds' differences.
+
+    Between two rounds the machine changes by more than what is measured; within one it hardly does.
+    """
+    return differences(measured[ours].seconds, measured[peer].seconds).median
+
+
 def differences(more: Sequence[float], less: Sequence[float]) -> Samples:
     """Return what one thing took more than another, pair by pair."""
     return Samples(tuple(a - b for a, b in zip(more, less, strict=True)))
