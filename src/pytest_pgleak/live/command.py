@@ -76,8 +76,8 @@ def read_command(text: str, values: Mapping[str, str], python: str) -> Command:
         words = [*(before or [python, "-m"]), *_gunicorn(words, values["port"])]
     elif not asks_for_port:
         raise LiveServerError(
-            f"{_OPTION} = {text}: it must say where to listen: `{{port}}` stands for a free port of {HOST}; {program} is"
-            " neither uvicorn nor gunicorn, which get it by themselves"
+            f"{_OPTION} = {text}: it must say where to listen: `{{port}}` stands for a free port of {HOST}; {program}"
+            " is neither uvicorn nor gunicorn, which get it by themselves"
         )
     else:
         words = [*before, *words]
