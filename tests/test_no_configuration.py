@@ -10,6 +10,7 @@ import socket
 import socketserver
 import textwrap
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -180,6 +181,56 @@ def test_a_limit_of_the_role(run: Run, database: str, limit: int) -> None:
         result.assert_outcomes(passed=2, failed=1)
         [note] = notes(result)
         assert f"may not have more than {limit} connections" in note
+
+
+HOLDS_ONE = """
+    import os
+    import psycopg, pytest
+
+    @pytest.fixture(scope="session", autouse=True)
+    def conn():
+        with psycopg.connect(os.environ["APP_DSN"], autocommit=True) as conn:
+            yield conn
+
+    def test_clean(conn):
+        conn.execute("select 1")
+"""
+
+
+def test_a_full_server_is_asked_again_while_backends_are_on_their_way_out(run: Run, database: str) -> None:
+    with role(database, "connection limit 2") as dsn:
+        closing = psycopg.connect(dsn)
+
+        def close_after_the_suite_has_connected() -> None:
+            with psycopg.connect(database, autocommit=True) as admin:
+                for _ in range(1000):
+                    query = "select count(*) from pg_stat_activity where usename = %s"
+                    count = admin.execute(query, (closing.info.user,)).fetchone()
+                    if count is not None and count[0] == 2:
+                        break
+                    time.sleep(0.02)
+            time.sleep(0.2)
+            closing.close()
+
+        thread = threading.Thread(target=close_after_the_suite_has_connected)
+        thread.start()
+        try:
+            result = run(dsn, HOLDS_ONE)
+        finally:
+            thread.join()
+        result.assert_outcomes(passed=1)
+        [note] = notes(result)
+        assert "may not have more than 2 connections" in note
+
+
+def test_a_role_whose_connections_are_all_in_use(run: Run, database: str) -> None:
+    with role(database, "connection limit 1") as dsn:
+        result = run(dsn, HOLDS_ONE)
+        result.assert_outcomes(passed=1)
+        [note] = notes(result)
+        assert "no connection left" in note
+        assert "too many connections for role" in note
+        assert "--pgleak-dsn" in note
 
 
 def test_a_process_whose_role_may_not_be_looked_at_is_seen(run: Run, database: str) -> None:

@@ -11,6 +11,20 @@ _FEWEST_FREE: Final = 5
 """Connections that a server must have left for others. One that is that small belongs to the suite alone."""
 _EXIT: Final = 0.02
 """Seconds: the slowest exit of a backend that had done nothing took a tenth of that."""
+_EXITS: Final = 25
+"""So often a server that is full is asked again: on a busy machine what a test has closed is slow to exit."""
+
+NO_ROOM: Final = (
+    "too many clients already",
+    "remaining connection slots are reserved",
+    "too many connections for role",
+    "too many connections for database",
+    "no more connections allowed",
+)
+"""What a refusal says where all places are taken.
+
+While a connection is opened psycopg knows no SQLSTATE (53300 it would be), only the text; PgBouncer has its own.
+"""
 
 _ROOM: Final = b"""
     select case when rolsuper then -1 else rolconnlimit end,
@@ -74,6 +88,32 @@ def open_first(conninfos: Sequence[str], pq: Any) -> Any:
     raise UnreachableError(message)
 
 
+def open_when_there_is_room(conninfo: str, pq: Any) -> Any:
+    """Open a connection, after a while if need be: backends that a test has closed may still be on their way out.
+
+    Args:
+        conninfo: Where to.
+        pq: ``psycopg.pq``.
+
+    Returns:
+        A ``PGconn``.
+
+    Raises:
+        ObserverError: All places are taken, and stay so.
+        UnreachableError: As `open_first`.
+        PoolerError: As `open_first`.
+    """
+    for _ in range(_EXITS):
+        try:
+            return open_first([conninfo], pq)
+        except UnreachableError as error:
+            if not any(text in str(error) for text in NO_ROOM):
+                raise
+            refusal = error
+        Clock.sleep(_EXIT)
+    raise _no_room(f"the server has no connection left: {refusal}")
+
+
 def keep_away_if_crowded(connection: Any) -> None:
     """Close a connection again where somebody else may need its place.
 
@@ -100,7 +140,11 @@ def keep_away_if_crowded(connection: Any) -> None:
         return
     connection.finish()
     Clock.sleep(_EXIT)  # or the application's next connection would be refused
-    raise ObserverError(
+    raise _no_room(why)
+
+
+def _no_room(why: str) -> ObserverError:
+    return ObserverError(
         f"{why}, and pgleak's own would take one away from the tests.\n"
         "  Name a role without such a limit with --pgleak-dsn (pgleak_dsn, PGLEAK_DSN), if one is to be spared."
     )

@@ -15,7 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_pgleak.activity import Backend
-from pytest_pgleak.connecting import ObserverError, UnreachableError, keep_away_if_crowded, open_first
+from pytest_pgleak.connecting import (
+    ObserverError,
+    UnreachableError,
+    keep_away_if_crowded,
+    open_first,
+    open_when_there_is_room,
+)
 from pytest_pgleak.descriptors import Places
 from pytest_pgleak.observer_statements import STATEMENTS, Rows, array, backends_of, rows_of
 
@@ -337,7 +343,7 @@ class Observer:
     def _open_as_guest(self) -> Any:
         maintenance, *others = self._conninfos
         try:
-            connection = open_first([maintenance], self._pq)
+            connection = open_when_there_is_room(maintenance, self._pq)
         except UnreachableError as error:
             trouble = str(error)
         else:

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal
 
 from pytest_pgleak.activity import Backend
 from pytest_pgleak.clock import Clock
+from pytest_pgleak.connecting import NO_ROOM
 from pytest_pgleak.events import PoolFacts
 from pytest_pgleak.frames import origin
 from pytest_pgleak.hangs import lock_queries
@@ -28,14 +29,6 @@ from pytest_pgleak.session_state.home_loop import running_loop
 from pytest_pgleak.views import Ending
 
 _POOL_ERRORS: Final = frozenset(("PoolTimeout", "TooManyRequests"))
-# While a connection is opened psycopg knows no SQLSTATE (53300 it would be), only the text; PgBouncer has its own.
-_FULL: Final = (
-    "too many clients already",
-    "remaining connection slots are reserved",
-    "too many connections for role",
-    "too many connections for database",
-    "no more connections allowed",
-)
 _MOST_NOTES: Final = 3
 _MOST_TROUBLES: Final = 100
 
@@ -200,7 +193,7 @@ def _other_loop(facts: PoolFacts | None) -> Literal["closed", "another"] | None:
 
 def is_full(text: str) -> bool:
     """Tell whether an error says that there are too many connections."""
-    return any(part in text for part in _FULL)
+    return any(part in text for part in NO_ROOM)
 
 
 def has_note(error: BaseException) -> bool:
