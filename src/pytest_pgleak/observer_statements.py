@@ -41,7 +41,7 @@ _STRANGERS: Final = """
     select string_agg(pid || ' ' || coalesce(backend_start::text, ''), ',')
     from pg_stat_get_activity(null)
     where datid in (select oid from pg_database where datname = any($1::text[]))
-      and pid <> pg_backend_pid() and not pid = any($2::int[])
+      and pid <> pg_backend_pid()
       and (backend_type = 'client backend' or backend_type is null) and usesysid is not null
       and application_name <> 'pgleak observer'
       and client_addr is not distinct from inet_client_addr()
