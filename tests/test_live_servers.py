@@ -1,16 +1,10 @@
-"""The application as a real server: what its workers leave is found as in process, and nothing of it stays behind."""
+"""The application as a real server: what its workers leave is found as in process."""
 
 from __future__ import annotations
 
-import os
 import re
-import signal
-import subprocess
-import sys
 import textwrap
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -318,53 +312,3 @@ def test_an_application_that_is_not_starlettes(run: Run, pytester: pytest.Pytest
     )
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["*_ test_leak _*", "[[]connection-dropped]*", "  opened    shop.py:4 in app"])
-
-
-def processes_of(directory: str) -> list[str]:
-    found = []
-    for environment in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if f"PGLEAK_LIVE={directory}".encode() in environment.read_bytes().split(b"\0"):
-                found.append((environment.parent / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-        except OSError:
-            continue  # it is gone, or not ours
-    return found
-
-
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are looked for in /proc")
-@pytest.mark.parametrize("how", ["normally", "SIGKILL", "SIGINT", "SIGTERM"])
-def test_nothing_is_left(how: str, pytester: pytest.Pytester, server_dsn: str) -> None:
-    pytester.makepyfile(
-        shop=textwrap.dedent(APP),
-        test_it=textwrap.dedent(
-            f"""
-            import os, pathlib, time
-
-            def test_it(pgleak_live, pgleak_dsn):
-                with pgleak_live("shop:app", workers=2, env={{"DATABASE_URL": pgleak_dsn}}) as server:
-                    pathlib.Path("started.tmp").write_text(str(server.workers.directory))
-                    pathlib.Path("started.tmp").rename("started")
-                    time.sleep(60 if {how!r} != "normally" else 0)
-            """
-        ),
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--pgleak-dsn={server_dsn}"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
-    )
-    started, deadline = pytester.path / "started", time.monotonic() + 60
-    while not started.exists():
-        assert time.monotonic() < deadline, "the server did not start"
-        assert process.poll() in (None, 0)
-        time.sleep(0.01)
-    directory = started.read_text()
-    if how != "normally":
-        assert len(processes_of(directory)) >= 3
-        process.send_signal(getattr(signal, how))
-    process.wait(timeout=60)
-    deadline = time.monotonic() + 20
-    while processes_of(directory) or Path(directory).exists():
-        assert time.monotonic() < deadline, (processes_of(directory), list(Path(directory).glob("*")))
-        time.sleep(0.02)

@@ -66,6 +66,7 @@ def test_assignments_become_the_environment_and_are_not_shown():
         ("python -m uvicorn a:b --port {port} --host 0.0.0.0", "other machines"),
         ("hypercorn a:b --bind 0.0.0.0:{port}", "other machines"),
         ("gunicorn a:b --bind :{port}", "other machines"),
+        ("gunicorn a:b --bind unix:/run/app.socket", "leave unix:/run/app.socket out"),
         ("gunicorn a:b -b0.0.0.0:{port}", "other machines"),
         ("gunicorn a:b -b 127.0.0.1:8000", "leave it out, or say {port}"),
         ("uvicorn a:b {workes}", "nothing stands for {workes}; there are {app}, {workers}, {host}, {port}, {dsn}"),
@@ -78,6 +79,13 @@ def test_what_cannot_be_meant(text, says):
     assert "pgleak_live_command" in str(caught.value)
     assert says in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("says", "has"), [("", True), ("--control-socket c", False), ("--no-control-socket", False)])
+def test_gunicorn_makes_no_control_socket_unless_it_is_told_to(says, has):
+    words = read_command(f"gunicorn a:b {says}", VALUES, "/python", has_control_socket=True).arguments
+    assert (words[-3] == "--no-control-socket") is has
+    assert ("--no-control-socket" in words) is (says != "--control-socket c")
 
 
 def test_an_application_has_to_be_named():

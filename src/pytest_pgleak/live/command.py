@@ -39,7 +39,7 @@ class Command:
     workers: int = 1
 
 
-def read_command(text: str, values: Mapping[str, str], python: str) -> Command:
+def read_command(text: str, values: Mapping[str, str], python: str, *, has_control_socket: bool = False) -> Command:
     """Read a command.
 
     Args:
@@ -47,6 +47,7 @@ def read_command(text: str, values: Mapping[str, str], python: str) -> Command:
         values: What stands for ``{app}``, ``{workers}``, ``{port}``, ``{host}``, ``{dsn}``. A missing one cannot be
             asked for.
         python: The interpreter that runs uvicorn and gunicorn.
+        has_control_socket: Whether the gunicorn there would make a control socket by itself.
 
     Raises:
         LiveServerError: It cannot be meant.
@@ -73,7 +74,7 @@ def read_command(text: str, values: Mapping[str, str], python: str) -> Command:
     if program == "uvicorn":
         words = [*(before or [python, "-m"]), *_uvicorn(words, values["port"])]
     elif program == "gunicorn":
-        words = [*(before or [python, "-m"]), *_gunicorn(words, values["port"])]
+        words = [*(before or [python, "-m"]), *_gunicorn(words, values["port"], has_control_socket)]
     elif not asks_for_port:
         raise LiveServerError(
             f"{_OPTION} = {text}: it must say where to listen: `{{port}}` stands for a free port of {HOST}; {program}"
@@ -124,15 +125,20 @@ def _uvicorn(words: Sequence[str], port: str) -> list[str]:
     return [*words, *(() if hosts else ("--host", HOST)), *(() if ports else ("--port", port))]
 
 
-def _gunicorn(words: Sequence[str], port: str) -> list[str]:
+def _gunicorn(words: Sequence[str], port: str, has_control_socket: bool) -> list[str]:
     words = ["gunicorn", *words[1:]]
     binds = _options(words, "--bind", "-b")
     for bind in binds:
+        if bind.startswith(("unix:", "fd://")):
+            raise LiveServerError(f"{_OPTION}: leave {bind} out: the clients ask at a port of {HOST}")
         host, _, given = bind.rpartition(":")
         _check_loopback(host if host or bind.startswith(":") else bind)
         _check_port(given, port)
     if not binds:
         words += ["--bind", f"{HOST}:{port}"]
+    if has_control_socket and _option(words, "--control-socket") is None and "--no-control-socket" not in words:
+        # It would be in $XDG_RUNTIME_DIR or in ~/.gunicorn, where that of another gunicorn may be: it is deleted.
+        words += ["--no-control-socket"]
     return (
         words if _option(words, "--worker-class", "-k") is not None else [*words, "-k", "uvicorn_worker.UvicornWorker"]
     )

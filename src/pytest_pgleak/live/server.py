@@ -11,6 +11,7 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -68,7 +69,10 @@ class LiveServer:
         self._tag = tag
         self._told = told
         self.port = _free_port()
-        self.command: Command = read_command(text, {**values, "host": HOST, "port": str(self.port)}, sys.executable)
+        filled = {**values, "host": HOST, "port": str(self.port)}
+        self.command: Command = read_command(
+            text, filled, sys.executable, has_control_socket=_is_importable("gunicorn.ctl")
+        )
         self.url = f"http://{HOST}:{self.port}"
         self._clients: list[httpx.Client] = []
         self._directory = _directory()
@@ -259,6 +263,13 @@ def _directory() -> Path:
     # There is a socket in it, and TMPDIR may be too long for that.
     parent = tempfile.gettempdir()
     return Path(tempfile.mkdtemp(prefix="pgleak-live-", dir=parent if len(parent) <= _LONGEST_PARENT else "/tmp"))  # noqa: S108 - mkdtemp makes a directory of our own in it
+
+
+def _is_importable(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ImportError:  # nor is what it is in
+        return False
 
 
 def _is_installed(entry: str) -> bool:
