@@ -82,6 +82,55 @@ APP = """
         by_user[user] = psycopg.connect(dsn)
 """
 
+PLACES = """
+    import contextvars, queue, threading, weakref
+    import psycopg
+
+    dsn = None
+    local = threading.local()
+    context = contextvars.ContextVar("conn", default=None)
+    idle = queue.Queue()
+    weak = weakref.WeakValueDictionary()
+    by_thread = {}
+
+    def connect():
+        return psycopg.connect(dsn, autocommit=True)
+
+    def of_thread():
+        if not hasattr(local, "conn"):
+            local.conn = connect()
+        return local.conn
+
+    def of_context():
+        if context.get() is None:
+            context.set(connect())
+        return context.get()
+
+    def of_ident():
+        me = threading.get_ident()
+        if me not in by_thread:
+            by_thread[me] = connect()
+        return by_thread[me]
+
+    def taken():
+        try:
+            conn = idle.get_nowait()
+        except queue.Empty:
+            conn = connect()
+        idle.put(conn)
+        return conn
+
+    def weakly():
+        conn = weak["conn"] = connect()
+        return conn
+
+    def one_more_in_thread():
+        local.all = [*getattr(local, "all", ()), connect()]
+
+    def another_in_thread():
+        local.conn = connect()
+"""
+
 CONFTEST = """
     import psycopg, psycopg_pool, pytest
     from app import db
@@ -175,6 +224,98 @@ def test_what_the_first_test_opens_is_told_at_the_end_and_used_until_then(run: R
         f"1 × [pool-not-closed] app/db.py:58 in get{by} app.db.enclosed)  (warning)",
         f"1 × [pool-not-closed] app/db.py:8 in open_pool{by} app.db.pool)  (warning)",
         f"2 × [pool-not-closed] app/db.py:50 in tenants{by} app.db.pools[…])  (warning)",
+    ]
+
+
+def test_one_for_each_thread(run: Run) -> None:
+    """In a thread-local, in the thread's own context, under the thread's number; and what is lent from a queue."""
+    result = run(
+        """
+        from concurrent.futures import ThreadPoolExecutor
+        from app import places
+
+        executor = ThreadPoolExecutor(2)
+        WAYS = ["of_thread", "of_ident", "of_context", "taken"]
+        seen = {}
+
+        @pytest.fixture(autouse=True)
+        def address(pgleak_dsn):
+            places.dsn = pgleak_dsn
+
+        @pytest.mark.parametrize("time", ["first", "second"])
+        @pytest.mark.parametrize("way", WAYS)
+        def test_it(way, time):
+            found = getattr(places, way)().info.backend_pid
+            if time == "second":
+                assert found == seen[way]
+            seen[way] = found
+
+        @pytest.mark.parametrize("time", ["first", "second"])
+        @pytest.mark.parametrize("way", ["of_thread", "of_ident"])
+        def test_in_threads(way, time):
+            work = lambda _: getattr(places, way)().execute("select pg_backend_pid(), pg_sleep(0.05)").fetchone()[0]
+            found = set(executor.map(work, range(6)))
+            if time == "second":
+                assert found == seen[way, "threads"]
+            seen[way, "threads"] = found
+        """,
+        places=PLACES,
+    )
+    result.assert_outcomes(passed=12)
+    by = "[connection-not-closed] app/places.py:13 in connect  by the process (module global app.places."
+    assert entries(result) == [
+        f"1 × {by}context.get())  (warning)",
+        f"1 × {by}idle[…])  (warning)",
+        f"3 × {by}by_thread[…])  (warning)",
+        f"3 × {by}local.conn)  (warning)",
+    ]
+
+
+def test_leaks_in_a_thread_or_a_context(run: Run) -> None:
+    result = run(
+        """
+        import threading
+        from app import places
+
+        @pytest.fixture(autouse=True)
+        def address(pgleak_dsn):
+            places.dsn = pgleak_dsn
+
+        def test_weak():
+            places.weakly()
+
+        def test_overwritten():
+            places.another_in_thread()
+            places.another_in_thread()
+
+        def test_appended():
+            places.one_more_in_thread()
+
+        def test_its_own_code():
+            places.local.conn = psycopg.connect(places.dsn)
+
+        def test_a_thread_that_ends():
+            thread = threading.Thread(target=places.of_thread)
+            thread.start()
+            thread.join()
+
+        @pytest.mark.pgleak
+        async def test_in_its_own_context():
+            places.of_context()
+        """,
+        "-o",
+        "pgleak_grace=0.1",
+        places=PLACES,
+    )
+    assert result.parseoutcomes() == {"failed": 6}
+    assert entries(result) == [
+        (
+            "1 × [connection-dropped] app/places.py:13 in connect"
+            "  by the process (module global app.places.local.conn)  (warning)"
+        ),
+        "1 × [connection-not-closed] test_it.py:26 in test_its_own_code",
+        "2 × [connection-not-closed] app/places.py:13 in connect",
+        "3 × [connection-dropped] app/places.py:13 in connect",
     ]
 
 

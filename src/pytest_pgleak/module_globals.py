@@ -3,18 +3,25 @@
 A name keeps one thing: a variable, an attribute, a class attribute, a closure, the cache of ``functools.lru_cache``.
 A list, a set or a deque keeps any number, and what a program appends to one and forgets is the commonest leak there is;
 so nothing is looked for in those. A dictionary may be either. Pools in one are a cache, by name, by tenant or by event
-loop. A connection in one is, as long as it is the only one of its class there.
+loop. A connection in one is, as long as it is the only one of its class there, or if its key is a thread that lives.
+
+A ``threading.local`` keeps one thing for each thread that lives, on purpose. A ``ContextVar`` does so for each context:
+outside of event loops that is the thread's own, which nobody leaves; a task's or a request's ends with it. What is in a
+``queue.Queue`` was put there to be taken out again: a pool that somebody has written himself.
 """
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import gc
 import itertools
+import queue
 import sys
 import threading
 import types
-from collections import deque
+import weakref
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
@@ -22,11 +29,12 @@ from pytest_pgleak.frames import RawStack, is_user_code, user_frames
 from pytest_pgleak.guardians import is_frameworks
 
 _MOST_OBJECTS: Final = 20_000
-_GROWING: Final = (list, set, frozenset, deque, threading.local)  # the last one grows with the number of threads
+_GROWING: Final = (list, set, frozenset, deque)
 _SUSPENDED: Final = (types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType, types.FrameType)
 _ATOMS: Final = (str, bytes, int, float, complex, type(None), types.ModuleType, types.CodeType, types.TracebackType)
 _DESCRIPTORS: Final = (types.GetSetDescriptorType, types.MemberDescriptorType)
 _CACHE: Final = type(functools.lru_cache(lambda: None))
+_QUEUES: Final = (queue.Queue, queue.SimpleQueue)
 
 Path = tuple[Any, str]
 """How an object was reached: the path of what holds it, and the last step, in Python's own notation."""
@@ -49,16 +57,23 @@ def variable_holding(
         Its name with the steps to the object, as ``app.db.settings.pool``; None where there is no such variable.
     """
     seen: set[int] = set()
-    queue: deque[_Found] = deque(itertools.islice(_globals_of(_modules(stack)), _MOST_OBJECTS))
-    while queue and len(seen) < _MOST_OBJECTS:
-        current, path = queue.popleft()
+    modules = _modules(stack)
+    packages = frozenset(_package(module) for module in modules)
+    pending: deque[_Found] = deque(itertools.islice(_globals_of(modules), _MOST_OBJECTS))
+    while pending and len(seen) < _MOST_OBJECTS:
+        current, path = pending.popleft()
         if current is target:
             return _name(path)
         if id(current) in seen:
             continue
         seen.add(id(current))
-        held = _state_of(current, path, is_lifespans) if _is_starlettes(current) else _held_by(current, path, is_pool)
-        queue.extend((value, step) for value, step in held if not _is_atom(value))
+        if _is_starlettes(current):
+            held: Iterable[_Found] = _state_of(current, path, is_lifespans)
+        elif issubclass(type(current), type):
+            held = _attributes(vars(current), path) if current.__module__.partition(".")[0] in packages else ()
+        else:
+            held = _held_by(current, path, is_pool)
+        pending.extend((value, step) for value, step in held if not _is_atom(value))
     return None
 
 
@@ -67,17 +82,19 @@ def _is_atom(value: object) -> bool:
     return issubclass(type(value), _ATOMS)
 
 
-def _modules(stack: RawStack) -> Iterator[types.ModuleType]:
+def _modules(stack: RawStack) -> list[types.ModuleType]:
     """Return the user's modules, those of a stack first; and those of the packages on it, the user's or installed."""
     known = [module for module in list(sys.modules.values()) if issubclass(type(module), types.ModuleType)]
     by_file = {file: module for module in known if isinstance(file := vars(module).get("__file__"), str)}
     on_stack = dict.fromkeys(frame.filename for frame in user_frames(stack) if frame.filename in by_file)
-    yield from (by_file[file] for file in on_stack)
     # An application that is tested from its wheel is installed, and its own all the same.
     packages = {_package(by_file[file]) for file in on_stack}
-    for file, module in by_file.items():
-        if file not in on_stack and (is_user_code(file) or _package(module) in packages):
-            yield module
+    others = [
+        module
+        for file, module in by_file.items()
+        if file not in on_stack and (is_user_code(file) or _package(module) in packages)
+    ]
+    return [*(by_file[file] for file in on_stack), *others]
 
 
 def _package(module: types.ModuleType) -> str:
@@ -93,12 +110,16 @@ def _globals_of(modules: Iterable[types.ModuleType]) -> Iterator[_Found]:
 
 def _held_by(current: Any, path: Path, is_pool: bool) -> Iterable[_Found]:
     kind = type(current)
+    if issubclass(kind, contextvars.ContextVar):
+        return _of_context(current, path)
+    if issubclass(kind, threading.local):
+        return [found for attributes in _of_threads(current) for found in _attributes(attributes, path)]
+    if issubclass(kind, _QUEUES) or kind.__module__ == "asyncio.queues":
+        return [(value, (path, "[…]")) for value in _queued(current)]
     if issubclass(kind, (*_GROWING, *_SUSPENDED)) or is_frameworks(current):
         return ()
     if issubclass(kind, dict):
         return [(value, (path, "[…]")) for value in _values(current, is_pool)]
-    if issubclass(kind, type):
-        return _attributes(vars(current), path) if _is_users(current) else ()
     if issubclass(kind, types.FunctionType):
         return _of_function(current, path)
     if issubclass(kind, _CACHE):
@@ -114,11 +135,52 @@ def _held_by(current: Any, path: Path, is_pool: bool) -> Iterable[_Found]:
 
 
 def _values(dictionary: dict[Any, Any], is_pool: bool) -> list[object]:
-    values = list(dict.values(dictionary))
     if is_pool:
-        return values
-    classes = [type(value) for value in values]
-    return [value for value in values if classes.count(type(value)) == 1]
+        return list(dict.values(dictionary))
+    items = list(dict.items(dictionary))
+    classes = Counter(type(value) for _, value in items)
+    threads = {thread.ident for thread in threading.enumerate()}
+    return [value for key, value in items if classes[type(value)] == 1 or _is_living_thread(key, threads)]
+
+
+def _is_living_thread(key: Any, idents: set[int | None]) -> bool:
+    ident = key.ident if issubclass(type(key), threading.Thread) else key
+    return type(ident) is int and ident in idents
+
+
+def _of_threads(local: threading.local) -> list[dict[str, Any]]:
+    """Return the attributes in each thread that lives; through the object itself one sees only one's own."""
+    by_thread = (each for each in gc.get_referents(local) if type(each) is dict)
+    return [
+        attributes
+        for each in by_thread
+        for thread, attributes in each.items()
+        if issubclass(type(thread), weakref.ref) and type(attributes) is dict
+    ]
+
+
+def _of_context(variable: contextvars.ContextVar[Any], path: Path) -> list[_Found]:
+    """Return the value in a thread's own context; none in the context of a task."""
+    if _is_in_event_loop():
+        return []
+    try:
+        return [(variable.get(), (path, ".get()"))]
+    except LookupError:
+        return []
+
+
+def _is_in_event_loop() -> bool:
+    asyncio, trio = sys.modules.get("asyncio"), sys.modules.get("trio")
+    return (asyncio is not None and asyncio._get_running_loop() is not None) or (  # noqa: SLF001 - asks, raises nothing
+        trio is not None and bool(trio.lowlevel.in_trio_run())
+    )
+
+
+def _queued(waiting: Any) -> list[object]:
+    if issubclass(type(waiting), queue.SimpleQueue):
+        return [each for items in gc.get_referents(waiting) if type(items) is list for each in items]
+    attributes = _instance_dictionary(waiting)
+    return list(attributes.get("queue") or attributes.get("_queue") or ())
 
 
 def _of_function(function: types.FunctionType, path: Path) -> Iterator[_Found]:
@@ -152,12 +214,6 @@ def _instance_dictionary(current: object) -> dict[str, Any]:
             found = descriptor.__get__(current) if isinstance(descriptor, _DESCRIPTORS) else {}
             return found if isinstance(found, dict) else {}
     return {}
-
-
-def _is_users(current: type) -> bool:
-    module = sys.modules.get(current.__module__) if isinstance(current.__module__, str) else None
-    file = getattr(module, "__file__", None)
-    return isinstance(file, str) and is_user_code(file)
 
 
 def _is_starlettes(current: object) -> bool:

@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import contextvars
 import functools
+import queue
 import sys
 import threading
 import types
+import weakref
 from collections import OrderedDict, deque, namedtuple
 
 import pytest
@@ -93,8 +95,11 @@ def suspended(target):
     return generator
 
 
-def in_thread_local(target):
-    local = threading.local()
+class Local(threading.local):
+    conn = None
+
+
+def in_thread_local(target, local):
     local.conn = target
     return local
 
@@ -103,6 +108,29 @@ def in_context(target):
     variable = contextvars.ContextVar("conn")
     variable.set(target)
     return variable
+
+
+def in_context_of_a_task(target):
+    variable = contextvars.ContextVar("conn")
+
+    async def main():
+        variable.set(target)
+
+    asyncio.run(main())
+    return variable
+
+
+def in_queue(target, waiting):
+    waiting.put_nowait(target)
+    return waiting
+
+
+def in_dead_thread(target):
+    threads = [threading.Thread(target=print, args=("",)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+        thread.join()
+    return {threads[0]: target, threads[1]: Target()}
 
 
 def stack_of(target):
@@ -132,6 +160,15 @@ KEEPS = {
     "lru_cache without a limit": (lambda target: cached(target, None), "()"),
     "the only one in a dictionary": (lambda target: {"main": target, "debug": True, "other": Holder()}, "[…]"),
     "ordered dictionary": (lambda target: OrderedDict(main=target), "[…]"),
+    "one for each thread": (lambda target: {threading.get_ident(): target, 1: Target()}, "[…]"),
+    "one for each thread object": (lambda target: {threading.current_thread(): target, 1: Target()}, "[…]"),
+    "thread-local": (lambda target: in_thread_local(target, threading.local()), ".conn"),
+    "thread-local of its own class": (lambda target: in_thread_local(target, Local()), ".conn"),
+    "context variable": (in_context, ".get()"),
+    "queue": (lambda target: in_queue(target, queue.Queue()), "[…]"),
+    "stack": (lambda target: in_queue(target, queue.LifoQueue()), "[…]"),
+    "simple queue": (lambda target: in_queue(target, queue.SimpleQueue()), "[…]"),
+    "queue of asyncio's": (lambda target: in_queue(target, asyncio.Queue()), "[…]"),
 }
 
 FORGETS = {
@@ -144,8 +181,11 @@ FORGETS = {
     "one of several in a dictionary": lambda target: {1: Target(), 2: target},
     "one of several objects in a dictionary": lambda target: {1: Holder(), 2: Holder(target)},
     "suspended generator": suspended,
-    "thread-local": in_thread_local,
-    "context variable": in_context,
+    "dead thread": in_dead_thread,
+    "list in a thread-local": lambda target: in_thread_local([target], threading.local()),
+    "context variable of a task": in_context_of_a_task,
+    "empty context variable": lambda target: contextvars.ContextVar("conn"),
+    "weak": lambda target: weakref.WeakValueDictionary(main=target),
     "exit stack": lambda target: stack_of(Holder(target)),
     "future": lambda target: _future(target),
     "somebody else": lambda target: Holder(),
@@ -198,6 +238,36 @@ def test_an_attribute_of_a_class_from_a_package(module):
     assert variable_holding(target, HERE, is_pool=True) is None
 
 
+@pytest.mark.parametrize("local", [threading.local(), Local()])
+def test_what_is_local_to_another_thread(local, module):
+    target = Target()
+    module.kept = local
+    ready, end = threading.Event(), threading.Event()
+
+    def work():
+        local.conn = target
+        ready.set()
+        end.wait()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    ready.wait()
+    assert variable_holding(target, HERE, is_pool=False) == "app_of_test.kept.conn"
+    end.set()
+    thread.join()
+    assert variable_holding(target, HERE, is_pool=False) is None
+
+
+def test_a_context_variable_inside_an_event_loop(module):
+    target = Target()
+    module.kept = in_context(target)
+
+    async def main():
+        return variable_holding(target, HERE, is_pool=False)
+
+    assert asyncio.run(main()) is None
+
+
 def test_an_application_that_is_installed(monkeypatch):
     target = Target()
     stack = ((code("get_pool", "/venv/lib/python3.12/site-packages/app_wheel/db.py"), 3),)
@@ -209,6 +279,9 @@ def test_an_application_that_is_installed(monkeypatch):
     assert variable_holding(target, stack, is_pool=True) is None
     sys.modules["app_wheel.db"].pool = target
     assert variable_holding(target, stack, is_pool=True) == "app_wheel.db.pool"
+    del sys.modules["app_wheel.db"].pool
+    sys.modules["app_wheel.db"].Db = type("Db", (), {"pool": target, "__module__": "app_wheel.db"})
+    assert variable_holding(target, stack, is_pool=True) == "app_wheel.db.Db.pool"
 
 
 def test_it_looks_at_no_more_than_so_many_objects(module):
