@@ -11,8 +11,8 @@ import os
 from collections.abc import Iterator
 from typing import Final
 
-_PLACES: Final = 3
-"""Observers that find a place: suites speak to one server, seldom to two."""
+_PLACES: Final = 5
+"""Three for observers (suites speak to one server, seldom to two), and two for what makes and drops fresh databases."""
 
 
 class Places:

@@ -40,8 +40,8 @@ def pgleak_dsn(pgleak_postgres: Postgres, request: pytest.FixtureRequest) -> str
 @pytest.fixture
 def pgleak_fresh_dsn(pgleak_postgres: Postgres, pgleak_dsn: str, request: pytest.FixtureRequest) -> str:
     """The DSN of a database of this test's own, cloned from the worker's, dropped after the checks."""
+    from pytest_pgleak.fresh_databases import fresh_database
     from pytest_pgleak.plugin import get_state
-    from pytest_pgleak.postgres import fresh_database
 
     return fresh_database(get_state(request.config), pgleak_postgres, pgleak_dsn)
 

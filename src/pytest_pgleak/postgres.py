@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 
 _MAY_NOT_CREATE = "permission denied to create database"
-_KEPT = 1  # database of an earlier test
 
 
 class Dsn(str):
@@ -96,7 +95,7 @@ def obtain_server(state: State) -> Postgres:
         trouble = str(error)
     except ObserverError as error:
         trouble = f"the server cannot be observed: {error}"
-    _fail("pgleak_postgres", trouble)
+    fail("pgleak_postgres", trouble)
     stop = getattr(supplied, "stop", None)
     if callable(stop):
         # After the last checkpoint, not in the fixture's teardown: a server that is gone can tell nothing.
@@ -125,25 +124,8 @@ def worker_database(state: State, server: Postgres, worker: str) -> str:
         trouble = str(error)
     if trouble:
         if server.owned or _MAY_NOT_CREATE not in trouble:
-            _fail("pgleak_dsn", trouble)
+            fail("pgleak_dsn", trouble)
         return _given_database(state, server)
-    return Dsn(with_dbname(server.dsn, name))
-
-
-def fresh_database(state: State, server: Postgres, worker_dsn: str) -> str:
-    """Clone the worker's database for one test: as `pgleak_schema` made it, or without that as it is now."""
-    from psycopg.conninfo import conninfo_to_dict
-
-    worker = str(conninfo_to_dict(worker_dsn).get("dbname"))
-    name = f"pgleak_fresh_{uuid.uuid4().hex[:12]}"
-    trouble = ""
-    try:
-        create_database(server.dsn, name, state.templates.get(worker, worker))
-    except ServerError as error:
-        trouble = _explained(str(error), worker)
-    _fail("pgleak_fresh_dsn", trouble)
-    _remember(state, server, name)
-    state.after_teardown.append(lambda: _retire(state, server, name))
     return Dsn(with_dbname(server.dsn, name))
 
 
@@ -165,13 +147,14 @@ def _create(state: State, server: Postgres, name: str, template: str | None = No
     try:
         create_database(server.dsn, name, template)
     except ServerError as error:
-        raise ServerError(_explained(str(error), template or "")) from None
-    _remember(state, server, name)
+        raise ServerError(explained(str(error), template or "")) from None
+    remember(state, server, name)
     if not server.owned:
         state.after_session.insert(0, lambda: drop_database(server.dsn, name))
 
 
-def _explained(trouble: str, template: str) -> str:
+def explained(trouble: str, template: str) -> str:
+    """Say what to do about a database that could not be created."""
     if _MAY_NOT_CREATE in trouble:
         return f"{trouble}\nA database for one test needs a role that may create databases: ALTER ROLE … CREATEDB."
     if "is being accessed by other users" not in trouble:
@@ -196,46 +179,18 @@ def _given_database(state: State, server: Postgres) -> str:
     trouble = ""
     if (source := state.settings.schema) is not None:
         trouble = f"pgleak_schema = {source} needs a database of its own: ALTER ROLE … CREATEDB."
-    _fail("pgleak_dsn", trouble)
+    fail("pgleak_dsn", trouble)
     return Dsn(server.dsn)
 
 
-def _fail(fixturename: str, trouble: str) -> None:
+def fail(fixturename: str, trouble: str) -> None:
+    """Fail the set-up of a fixture, if there is any trouble."""
     # Never from inside an `except`: pytest would show the same text twice.
     if trouble:
         pytest.fail(f"{fixturename}: {trouble}", pytrace=False)
 
 
-def _remember(state: State, server: Postgres, name: str) -> None:
+def remember(state: State, server: Postgres, name: str) -> None:
+    """Take a database for one of the plugin's own, in which nobody else has anything to do."""
     state.own_databases.add(name)
     state.watched_databases.add((state.observers.servers.server_of(server.dsn), name))
-
-
-def _retire(state: State, server: Postgres, name: str) -> None:
-    """Drop the database of the test before: this one may have a backend that is still exiting.
-
-    For it DROP DATABASE would wait 100 ms (``CountOtherDBBackends`` in PostgreSQL's ``procarray.c``), and no view shows
-    a backend to its very end.
-    """
-    state.own_databases.discard(name)
-    state.watched_databases.discard((state.observers.servers.server_of(server.dsn), name))
-    state.retired_databases.append(name)
-    if not server.owned and len(state.retired_databases) == 1:
-        state.after_session.insert(0, lambda: _drop_all_retired(state, server))
-    if len(state.retired_databases) > _KEPT:
-        _drop_or_try_again(state, server, state.retired_databases.pop(0))
-
-
-def _drop_or_try_again(state: State, server: Postgres, name: str) -> None:
-    """Drop a database; if a given server refuses, once more at the end, which tells if it stays."""
-    try:
-        drop_database(server.dsn, name)
-    except ServerError:
-        if server.owned:
-            raise
-        state.after_session.insert(0, lambda: drop_database(server.dsn, name))
-
-
-def _drop_all_retired(state: State, server: Postgres) -> None:
-    while state.retired_databases:
-        drop_database(server.dsn, state.retired_databases.pop(0))

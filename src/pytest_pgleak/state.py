@@ -40,6 +40,7 @@ from pytest_pgleak.verdicts import Verdict
 
 if TYPE_CHECKING:
     from pytest_pgleak.clients import HostedApp
+    from pytest_pgleak.fresh_databases import FreshDatabases
     from pytest_pgleak.item_checks import ItemCheck
     from pytest_pgleak.libraries.registry import LibraryTracker
     from pytest_pgleak.live.servers import LiveServers
@@ -114,7 +115,7 @@ class State:
         self.own_databases: set[str] = set()
         # The worker's database, and the one that it is a copy of.
         self.templates: dict[str, str] = {}
-        self.retired_databases: list[str] = []
+        self.fresh: FreshDatabases | None = None
         self.watched_databases: set[tuple[tuple[str, str], str]] = set()
         self.late_apps: list[HostedApp] = []
         self.after_teardown: list[Callable[[], None]] = []

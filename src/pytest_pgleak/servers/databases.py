@@ -39,20 +39,40 @@ def create_database(server_dsn: str, name: str, template: str | None = None) -> 
     Raises:
         ServerError: If the server cannot be reached or refuses.
     """
+    with libpq.connected(server_dsn) as conn:
+        create_database_on(conn, name, template)
+    return with_dbname(server_dsn, name)
+
+
+def create_database_on(conn: PGconn, name: str, template: str | None = None) -> None:
+    """Create a database on a connection that is there.
+
+    Raises:
+        ServerError: If the server refuses.
+    """
     if len(name.encode()) > _MAX_NAME:
         raise ServerError(f"cannot create the database {name!r}: a name has at most {_MAX_NAME} bytes.")
-    with libpq.connected(server_dsn) as conn:
-        statement = f"CREATE DATABASE {libpq.identifier(conn, name)}"
-        if template is not None:
-            _wait_until_unused(conn, template)
-            statement += f" TEMPLATE {libpq.identifier(conn, template)}"
-        if conn.server_version >= _STRATEGY_SINCE:
-            statement += " STRATEGY file_copy"
-        try:
-            libpq.execute(conn, statement)
-        except ServerError as error:
-            raise ServerError(f"cannot create the database {name!r}: {error}") from None
-    return with_dbname(server_dsn, name)
+    if template is not None:
+        _wait_until_unused(conn, template)
+    try:
+        libpq.execute(conn, creation(conn, name, template))
+    except ServerError as error:
+        raise ServerError(f"cannot create the database {name!r}: {error}") from None
+
+
+def creation(conn: PGconn, name: str, template: str | None = None) -> str:
+    """The statement that creates a database."""
+    statement = f"CREATE DATABASE {libpq.identifier(conn, name)}"
+    if template is not None:
+        statement += f" TEMPLATE {libpq.identifier(conn, template)}"
+    if conn.server_version >= _STRATEGY_SINCE:
+        statement += " STRATEGY file_copy"
+    return statement
+
+
+def removal(conn: PGconn, name: str) -> str:
+    """The statement that drops a database, with whatever is connected to it."""
+    return f"DROP DATABASE IF EXISTS {libpq.identifier(conn, name)} WITH (FORCE)"
 
 
 def drop_database(server_dsn: str, name: str) -> None:
@@ -79,7 +99,7 @@ def _drop(conn: PGconn, server_dsn: str, name: str) -> None:
     if not _wait_until_unused(conn, name):
         libpq.execute(conn, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
         _wait_until_unused(conn, name)
-    statement = f"DROP DATABASE IF EXISTS {libpq.identifier(conn, name)} WITH (FORCE)"
+    statement = removal(conn, name)
     try:
         libpq.execute(conn, statement)
     except ServerError:

@@ -47,14 +47,26 @@ def connected(dsn: str) -> Iterator[PGconn]:
     Raises:
         ServerError: If it is malformed or the server refuses; the message contains no password.
     """
-    conn = connect(with_timeout(dsn))
+    conn = open_connection(dsn)
     try:
-        if conn.status != pq().ConnStatus.OK:
-            shown = conninfo.redacted(dsn)
-            raise ServerError(f"cannot connect to the server{f' ({shown})' if shown else ''}:\n{reason(conn, dsn)}")
         yield conn
     finally:
         conn.finish()
+
+
+def open_connection(dsn: str) -> PGconn:
+    """The same connection for longer: the caller finishes it.
+
+    Raises:
+        ServerError: As `connected`.
+    """
+    conn = connect(with_timeout(dsn))
+    if conn.status == pq().ConnStatus.OK:
+        return conn
+    shown = conninfo.redacted(dsn)
+    trouble = reason(conn, dsn)
+    conn.finish()
+    raise ServerError(f"cannot connect to the server{f' ({shown})' if shown else ''}:\n{trouble}")
 
 
 def connect(dsn: str) -> PGconn:
