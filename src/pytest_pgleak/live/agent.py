@@ -13,7 +13,7 @@ from typing import Any, Final
 from pytest_pgleak.clock import Clock
 from pytest_pgleak.libraries.registry import LibraryTracker
 from pytest_pgleak.live.journal import Journal
-from pytest_pgleak.live.last_words import Goodbye, Notes
+from pytest_pgleak.live.last_words import Goodbye
 from pytest_pgleak.live.wire import (
     Begin,
     Done,
@@ -58,10 +58,12 @@ class Agent:
 
     def __init__(self, directory: str) -> None:
         self._journal = Journal(directory)
-        rules: Rules = loads((Path(directory) / RULES).read_bytes())
-        self._state = WorkerState(rules, self._fault, self._asgi, Notes(self._journal))
-        self._checks = WorkerChecks(self._state, self._journal)
         self._connection: Connection[Any, Any] = Client(f"{directory}/{SOCKET}", family="AF_UNIX")
+        # Read when it has connected: which test counts is either in the file, or will be told.
+        rules: Rules = loads((Path(directory) / RULES).read_bytes())
+        self._state = WorkerState(rules, self._fault, self._asgi, self._journal)
+        self._state.counting.switch(rules.counts)
+        self._checks = WorkerChecks(self._state, self._journal)
         self._one_at_a_time = threading.Lock()
         self._woken, self._wake = os.pipe()
         self._thread: OwnThread | None = None
@@ -130,7 +132,9 @@ class Agent:
             self._checks.begin(message)
         elif isinstance(message, Judge):
             findings = self._checks.judge(message)
-            return Judged(findings, self._state.counting.end() if message.ends_call else None)
+            if message.ends_call:
+                self._state.counting.switch(None)
+            return Judged(findings)
         elif isinstance(message, Told):
             self._checks.told(message)
         elif isinstance(message, Forget):
@@ -174,4 +178,4 @@ class Agent:
                 self._journal.write(Kept(kept))
         except Exception:  # noqa: BLE001 - a fault of the plugin must not fail the application's shutdown
             self._state.fault("the check of a lifespan")
-        self._journal.write(Goodbye())
+        self._journal.write(Goodbye(Clock.monotonic()))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from pytest_pgleak.activity import Backend
+from pytest_pgleak.clock import Clock
 from pytest_pgleak.events import ConnectionFacts, Event, EventKind, Moment
 from pytest_pgleak.find import finding_at, of_transactions
 from pytest_pgleak.findings import Finding
@@ -49,18 +50,32 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A connection was opened. Attributes as in `Wrote`."""
+    """A connection was opened.
+
+    Attributes:
+        connection: Its serial.
+        facts: What is known of it.
+        moment: Where it was opened.
+        pool: Serial of its pool.
+    """
 
     connection: int
     facts: ConnectionFacts
     moment: Moment
+    pool: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """That connection is closed."""
+    """That connection is closed.
+
+    Attributes:
+        connection: Its serial.
+        at: When, seconds.
+    """
 
     connection: int
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +102,13 @@ class Over:
 
 @dataclass(frozen=True, slots=True)
 class Goodbye:
-    """The worker shuts down in good order: what it has not said yet, is no news."""
+    """The worker shuts down in good order: what it has not said yet, is no news.
+
+    Attributes:
+        at: When, seconds.
+    """
+
+    at: float
 
 
 class Notes:
@@ -124,9 +145,9 @@ class Notes:
         if event.kind in _FINAL or (event.transaction is not None and not event.transaction.committed):
             self.is_suspicious = True
         if event.kind is EventKind.CONNECTION_OPENED and event.connection is not None and event.moment is not None:
-            self._journal.write(Opened(event.subject, event.connection, _short(event.moment)))
+            self._journal.write(Opened(event.subject, event.connection, _short(event.moment), event.pool))
         elif event.kind in _CLOSES:
-            self._journal.write(Closed(event.subject))
+            self._journal.write(Closed(event.subject, Clock.monotonic()))
         if event.kind in _ENDS and event.subject in self._open:
             self._open.discard(event.subject)
             self._journal.write(Over(event.subject))

@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pytest_pgleak.clients import httpx_module
 from pytest_pgleak.clock import Clock
-from pytest_pgleak.live.agent import RULES
 from pytest_pgleak.live.command import HOST, Command, LiveServerError, read_command
 from pytest_pgleak.live.process import ServerProcess
-from pytest_pgleak.live.wire import HEADER, PROBE, VARIABLE, Rules, dumps
+from pytest_pgleak.live.wire import HEADER, PROBE, VARIABLE, Rules
 from pytest_pgleak.live.workers import Workers
 from pytest_pgleak.rendering import without_passwords
 
@@ -76,8 +75,7 @@ class LiveServer:
         self.url = f"http://{HOST}:{self.port}"
         self._clients: list[httpx.Client] = []
         self._directory = _directory()
-        self.workers = Workers(self._directory)
-        (self._directory / RULES).write_bytes(dumps(rules))
+        self.workers = Workers(self._directory, rules)
         self._final_log = ""
         given = {**self.command.environment, **environment}
         whole = _environment(given, self._directory if is_watched else None)

@@ -60,7 +60,7 @@ class LiveServers:
         self.kept: list[Finding] = []
         """What workers had for themselves when they shut down; told at the end of the session."""
         self._active: Owner | None = None
-        self._counts = False
+        self._counting: int | None = None
         self.timelines: list[Timeline] = []
         """What the workers had open while a test with ``max_connections`` ran."""
         self._answers: dict[tuple[int, int], int] = {}
@@ -119,7 +119,7 @@ class LiveServers:
             owner: It.
             counts: Whether it has ``max_connections``.
         """
-        self._active, self._counts = owner, counts
+        self._active, self._counting = owner, owner.serial if counts else None
         self.timelines = []
         self._answers.clear()
         for server in self._running:
@@ -147,11 +147,13 @@ class LiveServers:
         for server in self._running:
             answers = yield from server.workers.asking(lambda _link: message, LONGEST_WORK + 2 * grace)
             for pid, answer in answers.items():
-                if isinstance(answer, Judged) and answer.timeline is not None:
-                    self.timelines.append(answer.timeline)
                 for place, finding in enumerate(answer.findings if isinstance(answer, Judged) else ()):
                     self._judged.append((server, pid, place, replace(finding, process=pid)))
             self._read_journals(server)
+            if ends_call:
+                self._collect_timelines(server)
+        if ends_call:
+            self._counting = None
         if not is_last:
             return tuple(finding for _, _, _, finding in self._judged)
         unasked, self._unasked = self._unasked, []
@@ -186,7 +188,8 @@ class LiveServers:
     def pids(self) -> frozenset[int]:
         """Return the pids of the backends that the workers have opened, the recently closed ones included."""
         answers = (answer for server in self._running for answer in server.workers.tell(Pids()).values())
-        return frozenset().union(*(answer.pids for answer in answers if isinstance(answer, Pids)))
+        counted = (each.facts.backend_pid for line in self.timelines for each in line.connections.values())
+        return frozenset(counted).union(*(answer.pids for answer in answers if isinstance(answer, Pids)))
 
     def close(self) -> None:
         """Stop all servers."""
@@ -201,8 +204,14 @@ class LiveServers:
         )
 
     def _greet(self, server: LiveServer) -> None:
+        rules = self._rules()
+        server.workers.publish(rules)
         if self._active is not None:
-            server.workers.tell(Begin(self._active, self._rules(), self._counts))
+            server.workers.tell(Begin(self._active, rules))
+
+    def _collect_timelines(self, server: LiveServer) -> None:
+        if self._counting is not None:
+            self.timelines += server.workers.timelines(self._counting, self._answers)
 
     def _stop(self, server: LiveServer) -> None:
         if server not in self._running:
@@ -216,6 +225,7 @@ class LiveServers:
             )
         try:
             self._read_journals(server, is_over=True)
+            self._collect_timelines(server)
         except Exception:  # noqa: BLE001 - a fault of the plugin is reported as one, and leaves nothing lying about
             self._state.fault("the end of a live server")
         finally:
@@ -270,7 +280,8 @@ class LiveServers:
         dsn = (settings.dsn, settings.dsn_option) if settings.dsn and settings.server in ("auto", "dsn") else None
         collects = settings.mode == "fail"
         console = (settings.pgbouncer, settings.pgbouncer_option) if settings.pgbouncer else None
-        return Rules(frozenset(state.own_databases), settings.terminate, collects, dsn, console, settings.grace)
+        databases = frozenset(state.own_databases)
+        return Rules(databases, settings.terminate, collects, dsn, console, settings.grace, self._counting)
 
     def _tag(self) -> str:
         return header_of(next(self._state.requests), self._state.ownership.active)

@@ -18,7 +18,6 @@ from types import CodeType
 from typing import Any, Final
 from urllib.parse import quote, unquote
 
-from pytest_pgleak.budget.timeline import Timeline
 from pytest_pgleak.find import Question
 from pytest_pgleak.findings import Finding
 from pytest_pgleak.libraries.library import Library
@@ -46,6 +45,7 @@ class Rules:
         dsn: The DSN of the settings, and the option that it comes from.
         pgbouncer: The same of PgBouncer's console.
         grace: Longest time to wait for a late release at a shutdown, seconds.
+        counts: Serial of the running test, where it has ``max_connections``.
     """
 
     own_databases: frozenset[str] = frozenset()
@@ -54,6 +54,7 @@ class Rules:
     dsn: tuple[str, str] | None = None
     pgbouncer: tuple[str, str] | None = None
     grace: float = 0.5
+    counts: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +76,10 @@ class Begin:
     Attributes:
         owner: It.
         rules: The settings by now.
-        counts: Whether it has ``max_connections``.
     """
 
     owner: Owner
     rules: Rules
-    counts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +106,9 @@ class Judged:
 
     Attributes:
         findings: That.
-        timeline: What was open while the test ran, where that was noted.
     """
 
     findings: tuple[Finding, ...] = ()
-    timeline: Timeline | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,8 +62,7 @@ class WorkerChecks:
             if not self._is_starting:
                 state.ownership.push(message.owner)
             self._active = message.owner
-        if message.counts:
-            state.counting.begin()
+        state.counting.switch(message.rules.counts)
 
     def starts_up(self) -> None:
         """The application starts up, maybe in the middle of a test: what it starts is no doing of the test's."""

@@ -22,6 +22,7 @@ from pytest_pgleak.known_servers import KnownServers
 from pytest_pgleak.ledger import Ledger
 from pytest_pgleak.libraries.registry import LibraryTracker
 from pytest_pgleak.live.counting import Counting
+from pytest_pgleak.live.journal import Journal
 from pytest_pgleak.live.last_words import Notes
 from pytest_pgleak.live.wire import Rules
 from pytest_pgleak.live.worker_asgi import WorkerAsgi
@@ -47,7 +48,7 @@ class WorkerState:
         rules: The settings, as they were when the server was started.
         fault: Takes the text of a fault of the plugin.
         asgi: Makes what follows ASGI calls.
-        notes: Is told what happens to connections.
+        journal: Takes what must survive this process.
     """
 
     def __init__(
@@ -55,23 +56,23 @@ class WorkerState:
         rules: Rules,
         fault: Callable[[str], None],
         asgi: Callable[[Ownership, EventLoops], WorkerAsgi],
-        notes: Notes,
+        journal: Journal,
     ) -> None:
         self.rules = rules
         self._tell_fault = fault
         self.loops = EventLoops()
         self.ownership = Ownership(Background(self.loops), _FIRST_SERIAL)
         self.ledger = Ledger()
-        self.counting = Counting(self.ledger)
+        self.counting = Counting(self.ledger, journal)
         self.places = Places()
         self.pgbouncer = PgBouncer(lambda: self.rules.pgbouncer, self.places)
         self.observers = Observers(KnownServers(self.places, lambda: self.rules.dsn), self.pgbouncer)
-        self.notes = notes
+        self.notes = Notes(journal)
         self.tracker = Tracker(
             self._record, self.ownership, self._witness, lambda: True, self.fault, self.ledger.catch_up
         )
         self.tracker.observers = self.observers
-        self.tracker.executed = notes.executed
+        self.tracker.executed = self.notes.executed
         self.sessions = self.tracker.sessions = SessionTracking(lambda: True, psycopg_internals, self.fault)
         self.shared = self.tracker.shared = SharedSessions(lambda: True, self.pgbouncer, prepared_by_itself, self.fault)
         self.asgi = asgi(self.ownership, self.loops)

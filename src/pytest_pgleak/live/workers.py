@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
 
+from pytest_pgleak.budget.timeline import Timeline
 from pytest_pgleak.clock import Clock
 from pytest_pgleak.findings import Finding
-from pytest_pgleak.live.agent import SOCKET
+from pytest_pgleak.live.agent import RULES, SOCKET
 from pytest_pgleak.live.journal import JournalReader, journals
 from pytest_pgleak.live.last_words import LastWords
-from pytest_pgleak.live.wire import Fault, Hello, Judged, Kept, Serving, dumps, loads
+from pytest_pgleak.live.tally import Tally
+from pytest_pgleak.live.wire import Fault, Hello, Judged, Kept, Rules, Serving, dumps, loads
 
 _ANSWER: Final = 10.0
 """Seconds that a worker may take for an answer, beside what it was told to wait for."""
@@ -52,10 +54,13 @@ class Workers:
 
     Args:
         directory: The server's.
+        rules: The settings.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, rules: Rules) -> None:
         self.directory = directory
+        self._rules: Rules | None = None
+        self.publish(rules)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(directory / SOCKET))
         self._listener.listen(_BACKLOG)
@@ -63,6 +68,14 @@ class Workers:
         self._links: list[Link] = []
         self._journals: dict[Path, JournalReader] = {}
         self._last_words: dict[int, LastWords] = {}
+        self._tallies: dict[int, Tally] = {}
+
+    def publish(self, rules: Rules) -> None:
+        """Write down the settings for workers that are still to come."""
+        if rules != self._rules:
+            self._rules = rules
+            (new := self.directory / f"{RULES}.new").write_bytes(dumps(rules))
+            new.rename(self.directory / RULES)
 
     @property
     def links(self) -> list[Link]:
@@ -142,7 +155,19 @@ class Workers:
                     said.faults.append(record.text)
                 else:
                     self._last_words.setdefault(reader.pid, LastWords.none()).take(record)
+                    self._tallies.setdefault(reader.pid, Tally()).take(record)
         return said
+
+    def timelines(self, test: int, statuses: Mapping[tuple[int, int], int]) -> list[Timeline]:
+        """Return, once, what the workers had open while a test ran, those included that are gone by now.
+
+        Args:
+            test: Serial of the test. Journals were read before.
+            statuses: What our clients were answered, by owners and ordinals of their requests.
+        """
+        there = {link.pid for link in self.links}
+        found = (tally.timeline(test, pid not in there, statuses) for pid, tally in self._tallies.items())
+        return [timeline for timeline in found if timeline is not None]
 
     def take_last_words(self) -> dict[int, LastWords]:
         """Return, once, the last words of those who have ended, by their pids. Journals were read before."""
