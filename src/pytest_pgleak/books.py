@@ -32,7 +32,8 @@ class Books:
         transactions: Those that have ended and have not been judged.
         nested: Second checkouts that have not been judged.
         roles: Server and user name of every connection that was ever opened.
-        past_pids: Backends of connections that are forgotten.
+        past_pids: Backends of connections that are forgotten, the oldest first.
+        closed: How many those are.
         lost: Who took slots of pools that are gone for good.
         collected: Checkouts that the garbage collector has ended, by numbers of their own.
         prepared: The prepared transactions.
@@ -45,7 +46,8 @@ class Books:
         self.transactions: deque[Transaction] = deque(maxlen=MOST_TRANSACTIONS)
         self.nested: deque[NestedCheckout] = deque(maxlen=MOST_TRANSACTIONS)
         self.roles: set[tuple[tuple[str, str], str]] = set()
-        self.past_pids: deque[int] = deque(maxlen=_REMEMBERED_PIDS)
+        self.past_pids: dict[int, None] = {}
+        self.closed = 0
         self.lost: dict[int, Holder] = {}
         self.collected: dict[int, ConnectionView] = {}
         self._collected_serials = itertools.count(-1, -1)
@@ -195,11 +197,18 @@ class Books:
     def forget_if_over(self, serial: int, record: ConnectionRecord) -> None:
         """Let go of a connection of which nothing is left to judge."""
         if record.is_over and self.connections.pop(serial, None) is not None:
-            self.past_pids.append(record.facts.backend_pid)
+            self._remember_pid(record.facts.backend_pid)
             if record.checkout is not None:
                 while len(self.lost) >= _REMEMBERED_LOSSES:
                     del self.lost[next(iter(self.lost))]
                 self.lost[serial] = holder_of(serial, record, self.pools)
+
+    def _remember_pid(self, pid: int) -> None:
+        self.closed += 1
+        self.past_pids.pop(pid, None)
+        self.past_pids[pid] = None
+        if len(self.past_pids) > _REMEMBERED_PIDS:
+            del self.past_pids[next(iter(self.past_pids))]
 
     def forget_finished_pools(self) -> None:
         """Let go of pools of which nothing is left to judge."""

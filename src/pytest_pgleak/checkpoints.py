@@ -85,6 +85,7 @@ class Judge:
         self._is_connecting = is_connecting
         self._watched_databases = watched_databases
         self._may_collect = may_collect
+        self._closed_before = 0
 
     def begin(self, nothing_between: bool = False) -> frozenset[int]:
         """Take the snapshot before a test; return which connections are in a transaction already.
@@ -98,7 +99,8 @@ class Judge:
         for facts in standing:
             if (living := facts.reference()) is not None:
                 self._observers.opened(facts, living)
-        self._observers.begin(self.watched(), self._ledger.known_pids, nothing_between)
+        self._observers.begin(self.watched(), self._ledger.known_among, nothing_between)
+        self._closed_before = self._ledger.closed
         self._prepared.begin()
         return in_transaction
 
@@ -116,11 +118,13 @@ class Judge:
             if checkpoint.new_backends:
                 new = tuple(
                     backend
-                    for backend in self._observers.new_backends(self.watched(), self._ledger.known_pids)
+                    for backend in self._observers.new_backends(
+                        self.watched(), self._ledger.known_among, self._ledger.closed != self._closed_before
+                    )
                     if self._may_be_ours(backend)
                 )
-                activity = self._observers.look((), new)
-                found += find(View(), activity, checkpoint.question)
+                if new:
+                    found += find(View(), self._observers.look((), new), checkpoint.question)
             prepared = self._prepared.look(checkpoint.view, checkpoint.question, checkpoint.new_backends)
             return found + tuple(each for each in prepared if checkpoint.keep(each, checkpoint.view))
 

@@ -380,6 +380,8 @@ class ItemCheck:
         """Sort, remember, heal. Returns also what has to be awaited for healing."""
         state = self._state
         findings = tuple(findings)
+        if not findings:
+            return Verdicts(), []
         repeated = tuple(finding for finding in findings if finding.is_repeated)
         verdicts = self.sort(finding for finding in findings if not finding.is_repeated)
         here = tuple(finding for finding in findings if finding.process is None)

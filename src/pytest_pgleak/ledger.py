@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Container
+from collections.abc import Callable, Collection, Container, Iterable
 from dataclasses import replace
 
 from pytest_pgleak.books import MOST_TRANSACTIONS, Books
@@ -136,6 +136,18 @@ class Ledger:
             self._fold()
             open_pids = {record.facts.backend_pid for record in self._books.connections.values()}
             return frozenset(open_pids.union(self._books.past_pids))
+
+    def known_among(self, pids: Iterable[int]) -> frozenset[int]:
+        """Return those of some backend pids that are among `known_pids`, of which a long session has thousands."""
+        with self._lock:
+            self._fold()
+            open_pids = {record.facts.backend_pid for record in self._books.connections.values()}
+            return frozenset(pid for pid in pids if pid in open_pids or pid in self._books.past_pids)
+
+    @property
+    def closed(self) -> int:
+        """How many connections are over and forgotten, as of the last look."""
+        return self._books.closed
 
     def holders(self) -> tuple[Holder, ...]:
         """Show who holds what, judged or not: open connections, and the slots of pools that were lost with one."""

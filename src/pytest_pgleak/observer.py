@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from pytest_pgleak.connecting import (
     open_when_there_is_room,
 )
 from pytest_pgleak.descriptors import Places
-from pytest_pgleak.observer_statements import STATEMENTS, Rows, array, backends_of, rows_of
+from pytest_pgleak.observer_statements import STATEMENTS, Rows, array, backends_of, has_transaction_ids, rows_of
 
 __all__ = ["Identity", "Observer", "ObserverError"]
 
@@ -157,27 +157,24 @@ class Observer:
         with self._lock:
             return backends_of(self._query("pgleak_by_pid", array(wanted)))
 
-    def strangers(self, databases: Iterable[str], known_pids: Container[int]) -> frozenset[tuple[int, str | None]]:
-        """Return who is in some databases and comes from this machine, beside the observer and those that are known.
-
-        What is known is left out here and not by the server: a long session has closed a thousand connections, and to
-        write that down for each question took longer than all the rest.
+    def present(self, databases: Iterable[str]) -> tuple[frozenset[tuple[int, str | None]], bool]:
+        """Return who is in some databases and comes from this machine, beside the observer.
 
         Args:
             databases: Their names.
-            known_pids: Backends that are explained.
 
         Returns:
-            The identity of each: its pid, and since when it is there.
+            The identity of each: its pid, and since when it is there; and whether there are transaction ids, as `count`
+            says it.
 
         Raises:
             ObserverError: As `connect`.
         """
         with self._lock:
-            ((listed,),) = self._query("pgleak_strangers", array(databases))
+            ((listed, snapshot, age),) = self._query("pgleak_present", array(databases))
         pairs = (each.partition(" ") for each in (listed or "").split(",") if each)
-        identities = ((int(pid), backend_start or None) for pid, _, backend_start in pairs)
-        return frozenset(identity for identity in identities if identity[0] not in known_pids)
+        present = frozenset((int(pid), backend_start or None) for pid, _, backend_start in pairs)
+        return present, has_transaction_ids(snapshot, age)
 
     def younger(self, pids: Iterable[int], seconds: float) -> frozenset[int]:
         """Return those of some backends that have begun less than so many seconds ago.
@@ -193,17 +190,14 @@ class Observer:
         """Count the backends of some databases: the quick look, 2 µs over a bare round trip.
 
         Returns:
-            Their number; and whether some transaction of the server that has not ended has a transaction id, as one
-            that is prepared always has. To ask for that takes 2 µs, for ``pg_prepared_xacts`` itself 12.
+            Their number; and whether some transaction of the server that has not ended has a transaction id.
 
         Raises:
             ObserverError: As `connect`.
         """
         with self._lock:
             ((number, snapshot, age),) = self._query("pgleak_number", array(databases))
-        # The oldest id in use, and the one that is given out next: `age` is how far that is from 3, the first of all.
-        oldest, next_one = int((snapshot or "0").partition(":")[0]), int(age or 0) + 3
-        return int(number or 0), (oldest ^ next_one) & 0xFFFFFFFF != 0
+        return int(number or 0), has_transaction_ids(snapshot, age)
 
     def terminate(self, pids: Iterable[int]) -> None:
         """End some backends.

@@ -18,6 +18,9 @@ from pytest_pgleak.pgbouncer.witness import PgBouncer
 
 __all__ = ["OBSERVER_NAME", "Observers", "Server", "Watched"]
 
+_MANY: Final = 50
+"""Backends of others, from which on the longer look costs more than the quick one before it."""
+Known = Callable[[Iterable[int]], frozenset[int]]
 Watched = dict[Server, dict[str, int]]
 """How many connections this process has open, by server and database."""
 
@@ -87,12 +90,12 @@ class Observers:
             return self._pgbouncer.row_now(facts, connection, self.servers.seeing.values(), wait=wait)
         return row
 
-    def begin(self, watched: Watched, known_pids: Callable[[], frozenset[int]], nothing_between: bool = False) -> None:
+    def begin(self, watched: Watched, known_among: Known, nothing_between: bool = False) -> None:
         """Remember which backends nobody here has opened, before a test starts.
 
         Args:
             watched: How many connections this process has open, by server and database.
-            known_pids: Returns the pids of all backends that this process has opened.
+            known_among: Returns those of some pids whose backends this process has opened.
             nothing_between: Whether nothing has happened since `new_backends` was asked: then its answer still holds.
         """
         self._pgbouncer.begin(self.servers.tick(), is_set_up=True)
@@ -104,16 +107,18 @@ class Observers:
             return
         before = {}
         for server, databases in watched.items():
-            strangers = self._strangers(server, databases, known_pids, len(self._before.get(server, ())))
+            strangers = self._strangers(server, databases, known_among, len(self._before.get(server, ())))
             before[server] = self._before[server] if strangers is None else strangers
         self._before = before
 
-    def new_backends(self, watched: Watched, known_pids: Callable[[], frozenset[int]]) -> tuple[Backend, ...]:
+    def new_backends(self, watched: Watched, known_among: Known, some_exit: bool = False) -> tuple[Backend, ...]:
         """Return the backends that have come since `begin` and that this process has not opened.
 
         Args:
             watched: As for `begin`. A server that was not watched then is left out: nobody knows what was there.
-            known_pids: As for `begin`.
+            known_among: As for `begin`.
+            some_exit: Whether this process has just closed connections: their backends may still be there, and then the
+                quick look is in vain.
         """
         new: list[Backend] = []
         self._after, self._after_databases = {}, _databases(watched)
@@ -121,7 +126,8 @@ class Observers:
             if (before := self._before.get(server)) is None:
                 self._after_databases = {}  # not looked at: the next test must
                 continue
-            strangers = self._strangers(server, databases, known_pids, len(before))
+            expected = None if some_exit and len(before) < _MANY else len(before)
+            strangers = self._strangers(server, databases, known_among, expected)
             self._after[server] = before if strangers is None else strangers
             if strangers is not None and (come := strangers - before):
                 rows = self._rows(server, [pid for pid, _ in come]) or ()
@@ -199,16 +205,22 @@ class Observers:
                     self.servers.give_up(connection.server, error)
 
     def _strangers(
-        self, server: Server, databases: dict[str, int], known_pids: Callable[[], frozenset[int]], expected: int
+        self, server: Server, databases: dict[str, int], known_among: Known, expected: int | None
     ) -> frozenset[tuple[int, str | None]] | None:
-        """Return the backends that this process has not opened; None where the quick look says: as before."""
+        """Return the backends that this process has not opened; None where the quick look says: as before.
+
+        Without the number to expect there is no quick look.
+        """
         if (observer := self.servers.observer(server)) is None:
             return frozenset()
         try:
-            number, self._has_transaction_ids[server] = observer.count(databases)
-            if number == sum(databases.values()) + expected and server in self._before:
-                return None
-            return observer.strangers(databases, known_pids())
+            if expected is not None:
+                number, self._has_transaction_ids[server] = observer.count(databases)
+                if number == sum(databases.values()) + expected and server in self._before:
+                    return None
+            present, self._has_transaction_ids[server] = observer.present(databases)
+            known = known_among(pid for pid, _ in present)
+            return frozenset(identity for identity in present if identity[0] not in known)
         except ObserverError as error:
             self.servers.give_up(server, error)
             return frozenset()

@@ -47,7 +47,8 @@ class EventLoops:
 
     def begin(self) -> None:
         """Remember the tasks that run before a test: they are nothing to wait for at its end."""
-        self._before = weakref.WeakSet(self._tasks())
+        if self._loops or self._before:
+            self._before = weakref.WeakSet(self._tasks())
         self._requests_before = frozenset(self.requests)
 
     def have_new_tasks(self) -> bool:

@@ -427,6 +427,21 @@ def test_the_pids_that_are_remembered_are_the_last_ones():
     pids = made.known_pids()
     assert 9_999 in pids
     assert 10_000 - 4096 in pids
+    assert made.known_among([1, 9_999, 10_000]) == {9_999}
+    assert made.closed == 10_000
+
+
+def test_a_pid_that_is_given_out_again_is_remembered_from_then_on():
+    made = ledger(opened(1, pid=4711), closed(1))
+    for number in range(2, 4_000):
+        made.record(opened(number, pid=10_000 + number))
+        made.record(closed(number))
+    made.record(opened(4_000, pid=4711))
+    made.record(closed(4_000))
+    for number in range(5_000, 6_000):
+        made.record(opened(number, pid=20_000 + number))
+        made.record(closed(number))
+    assert made.known_among([4711, 10_002]) == {4711}
 
 
 def test_recording_from_several_threads_loses_nothing():

@@ -119,7 +119,7 @@ class Budget:
         self._remember(_Candidate(reading.most, steady))
 
     def _others(self) -> tuple[Backend, ...]:
-        rows = self._observers.new_backends(self._watched(), self._ledger.known_pids)
+        rows = self._observers.new_backends(self._watched(), self._ledger.known_among)
         return tuple(row for row in rows if row.application_name != OBSERVER_NAME and self._is_countable(row))
 
     def _remember(self, candidate: _Candidate) -> None:
