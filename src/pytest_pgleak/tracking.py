@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
 from pytest_pgleak.activity import Backend
@@ -17,9 +15,11 @@ from pytest_pgleak.awaiters import awaiter
 from pytest_pgleak.clock import Clock
 from pytest_pgleak.events import ConnectionFacts, Event, EventKind, Moment, PoolFacts
 from pytest_pgleak.frames import capture
-from pytest_pgleak.nesting import is_same_flow
+from pytest_pgleak.lent import Lent, lends_sessions
+from pytest_pgleak.never_raises import never_raises
 from pytest_pgleak.ownership import Ownership
 from pytest_pgleak.prepared.gids import GidUse
+from pytest_pgleak.serials import Serials
 from pytest_pgleak.tasks import current_task
 from pytest_pgleak.transaction_tracking import Operation, TransactionTracking, how_of
 from pytest_pgleak.transactions import How
@@ -32,27 +32,6 @@ if TYPE_CHECKING:
 
 _INSIDE = 4
 """Frames between the watched call and `capture`: the wrapper, the guard, the tracker's method, `_moment`."""
-
-
-def _never_raises(method: Callable[..., None]) -> Callable[..., None]:
-    """Keep a fault of the plugin out of the user's code; it is reported as the plugin's own."""
-
-    @wraps(method)
-    def guarded(self: Tracker, *args: Any, **kwargs: Any) -> None:
-        try:
-            method(self, *args, **kwargs)
-        except Exception:  # noqa: BLE001 - whatever it is, the application must not notice
-            self.fault(f"tracking ({method.__name__})")
-
-    return guarded
-
-
-def _forget(_: object) -> None:
-    pass
-
-
-def _never() -> bool:
-    return False
 
 
 class Tracker:
@@ -82,14 +61,8 @@ class Tracker:
         self._record = record
         self._ownership = ownership
         self._witness = witness
-        self._serials = itertools.count(1)
-        # By id(); the weak reference guards against an id that is used again.
-        self._known: dict[int, tuple[weakref.ref[Any], int]] = {}
-        self._facts: dict[int, ConnectionFacts] = {}
-        # In a reference cycle the weak reference is cleared before __del__ runs, otherwise after it (CPython,
-        # InternalDocs/garbage_collector.md): who comes second finds here what the first one knew.
-        self._dying: dict[int, tuple[int, ConnectionFacts | None]] = {}
-        self._finalized: set[int] = set()
+        self._serials = Serials()
+        self._facts = self._serials.facts
         self._connecting: set[object] = set()
         self.is_checking = is_checking
         self.slots: SlotNotes | None = None
@@ -102,13 +75,13 @@ class Tracker:
         """Knows what was left on server connections of PgBouncer's."""
         self.executed: Callable[[int, ConnectionFacts, str, str, Callable[[], Moment]], None] | None = None
         """Told of each statement: the connection's serial and facts, its status then, the server's answer, where."""
-        self._out: dict[int, tuple[int, Moment]] = {}
+        self._lent = Lent()
         self._closes_instead: set[int] = set()
         self._transactions = TransactionTracking(
             record, self._moment, lambda facts, connection: witness(facts, connection, True)
         )
 
-    @_never_raises
+    @never_raises
     def connection_opened(
         self, connection: Any, facts: Callable[[weakref.ref[Any]], ConnectionFacts], pool: Any
     ) -> None:
@@ -119,14 +92,11 @@ class Tracker:
             facts: Reads what is to be known of it, given the weak reference to keep.
             pool: The pool that is opening it, or None.
         """
-        serial = next(self._serials)
-        reference = weakref.ref(connection, partial(self._gone, id(connection), EventKind.CONNECTION_GONE))
-        self._known[id(connection)] = (reference, serial)
-        self._dying.pop(id(connection), None)
+        serial, reference = self._serials.give(connection, self._connection_gone)
         known = self._facts[serial] = facts(reference)
         pool_serial = None if pool is None else self._serial_of_pool(pool)
         self._record(Event(EventKind.CONNECTION_OPENED, serial, self._moment(), pool=pool_serial, connection=known))
-        if self.sessions is not None and known.library.lends_sessions and _lends_sessions(type(pool)):
+        if self.sessions is not None and known.library.lends_sessions and lends_sessions(type(pool)):
             self.sessions.opened(serial, known)
         if self.observers is not None and self.is_checking():
             self.observers.opened(known, connection)
@@ -135,12 +105,12 @@ class Tracker:
 
     def stop(self) -> None:
         """Tell nobody of anything any more."""
-        self._record = self._transactions.record = _forget
-        self.is_checking = _never
+        self._record = self._transactions.record = lambda _event: None
+        self.is_checking = lambda: False
 
     def knows(self, connection: Any) -> bool:
         """Tell whether a connection was seen when it opened."""
-        return id(connection) in self._known or id(connection) in self._dying
+        return connection in self._serials
 
     @contextmanager
     def connecting(self) -> Iterator[None]:
@@ -157,27 +127,24 @@ class Tracker:
         """Whether a connection is being opened now."""
         return bool(self._connecting)
 
-    @_never_raises
+    @never_raises
     def connection_closed(self, connection: Any) -> None:
         """``close()`` has closed a connection."""
-        serial = self._serial(connection)
-        if serial is None:
-            # In a reference cycle a wrapper's own finalizer may close it after its weak reference was cleared.
-            serial, _ = self._dying.get(id(connection), (None, None))
-        if serial is not None:
+        # In a reference cycle a wrapper's own finalizer may close it after its weak reference was cleared.
+        if (serial := self._serials.of_closed(connection)) is not None:
             self._record(Event(EventKind.CONNECTION_CLOSED, serial))
             if self.shared is not None:
                 self.shared.closed(serial)
             self._catch_up()
 
-    @_never_raises
+    @never_raises
     def connection_finalizing(
         self, connection: Any, transaction_status: str, is_closed: bool, is_idle_in_pool: bool
     ) -> None:
         """The garbage collector is about to free a connection."""
         if sys.is_finalizing():
             return
-        serial, facts = self._serial_of_dying(connection)
+        serial, facts = self._serials.of_finalizing(connection)
         if serial is None:
             return
         if is_closed:
@@ -197,19 +164,19 @@ class Tracker:
             )
         )
 
-    @_never_raises
+    @never_raises
     def checked_out(self, pool: Any, connection: Any) -> None:
         """A connection was handed out by a pool."""
-        if (serial := self._serial(connection)) is not None:
+        if (serial := self._serials.of(connection)) is not None:
             pool_serial = self._serial_of_pool(pool)
             moment = self._moment()
-            held = self._held_meanwhile(serial, pool_serial, moment) if self.is_checking() else None
+            held = self._lent.add(serial, pool_serial, moment) if self.is_checking() else None
             self._record(Event(EventKind.CHECKED_OUT, serial, moment, pool=pool_serial, held=held))
             self._closes_instead.discard(serial)
-            if self.sessions is not None and _lends_sessions(type(pool)):
+            if self.sessions is not None and lends_sessions(type(pool)):
                 self.sessions.checked_out(serial, self._facts[serial], connection, pool, pool_serial, moment)
 
-    @_never_raises
+    @never_raises
     def taken_for(self, connection: Any, made: Moment) -> None:
         """A session, made before, is what has a connection now.
 
@@ -217,7 +184,7 @@ class Tracker:
             connection: The connection.
             made: Where the session was made. Who made it answers for the checkout, unless his time is over.
         """
-        serial = self._serial(connection)
+        serial = self._serials.of(connection)
         if serial is not None and not self._ownership.is_over(made.owner):
             self._record(Event(EventKind.TAKEN_FOR, serial, made))
 
@@ -229,26 +196,26 @@ class Tracker:
             self.fault("tracking (here)")
             return None
 
-    @_never_raises
+    @never_raises
     def configuring(self, connection: Any, operation: Operation) -> None:
         """A pool is about to ask one of its own connections for something."""
-        serial = self._serial(connection)
+        serial = self._serials.of(connection)
         if self.sessions is not None and serial is not None and operation.statement is not None:
             self.sessions.statement(serial, operation.statement, operation.parameters, self._moment)
 
-    @_never_raises
+    @never_raises
     def configured(self, connection: Any) -> None:
         """A pool has opened and configured a connection."""
-        if self.sessions is not None and (serial := self._serial(connection)) is not None:
+        if self.sessions is not None and (serial := self._serials.of(connection)) is not None:
             self.sessions.configured(serial, connection)
 
-    @_never_raises
+    @never_raises
     def connection_leaves_pool(self, connection: Any) -> None:
         """A pool is about to close one of its own connections."""
-        if self.sessions is not None and (serial := self._serial(connection)) is not None:
+        if self.sessions is not None and (serial := self._serials.of(connection)) is not None:
             self.sessions.closing(serial, connection)
 
-    @_never_raises
+    @never_raises
     def operation_begins(self, connection: Any, status: str, operation: Operation) -> None:
         """A connection is about to be asked for something: a statement, a commit, a rollback.
 
@@ -257,10 +224,10 @@ class Tracker:
             status: Name of its ``TransactionStatus``.
             operation: What it is asked for.
         """
-        if (serial := self._serial(connection)) is not None and self._transactions.is_open(serial):
+        if (serial := self._serials.of(connection)) is not None and self._transactions.is_open(serial):
             self._transactions.before(serial, self._facts[serial], connection, status, operation)
 
-    @_never_raises
+    @never_raises
     def operation_ended(
         self, connection: Any, statuses: tuple[str, str], operation: Operation, error: BaseException | None
     ) -> None:
@@ -272,7 +239,7 @@ class Tracker:
             operation: What it was asked for.
             error: The exception that it ended with.
         """
-        if (serial := self._serial(connection)) is not None:
+        if (serial := self._serials.of(connection)) is not None:
             facts = self._facts[serial]
             autocommit = facts.library.is_autocommit(connection)
             if serial in self._closes_instead and how_of(operation) is How.ROLLBACK:
@@ -290,7 +257,7 @@ class Tracker:
             if statuses[1] == "IDLE" != statuses[0]:
                 self._catch_up()
 
-    @_never_raises
+    @never_raises
     def transaction_ending(self, connection: Any, status: str, how: How) -> None:
         """A connection is about to be closed or given back.
 
@@ -299,30 +266,30 @@ class Tracker:
             status: Name of its ``TransactionStatus``.
             how: What ends the transaction, if one is open.
         """
-        if (serial := self._serial(connection)) is not None and self.is_checking():
+        if (serial := self._serials.of(connection)) is not None and self.is_checking():
             self._transactions.ending(serial, self._facts[serial], connection, status, how)
 
-    @_never_raises
+    @never_raises
     def returned(self, connection: Any) -> None:
         """A connection is being given back to its pool."""
-        if (serial := self._serial(connection)) is not None:
-            self._out.pop(serial, None)
+        if (serial := self._serials.of(connection)) is not None:
+            self._lent.discard(serial)
             self._record(Event(EventKind.RETURNED, serial))
             if self.sessions is not None:
                 self.sessions.returned(serial)
             self._catch_up()
 
-    @_never_raises
+    @never_raises
     def checkout_collected(self, connection: Any) -> None:
         """The garbage collector has found a checkout that nobody gave back, and its pool is about to take it back."""
-        serial = self._serial(connection)
+        serial = self._serials.of(connection)
         if serial is None or sys.is_finalizing():
             return
         facts = self._facts[serial]
         status = facts.library.transaction_status(connection)
         backend = self._witness(facts, connection, False)
         self._transactions.collected(serial, facts, status, backend)
-        self._out.pop(serial, None)
+        self._lent.discard(serial)
         self._record(
             Event(
                 EventKind.CHECKOUT_COLLECTED,
@@ -333,26 +300,26 @@ class Tracker:
             )
         )
 
-    @_never_raises
+    @never_raises
     def detached(self, connection: Any) -> None:
         """A connection was taken out of its pool for good: whoever has it has to close it."""
-        if (serial := self._serial(connection)) is not None:
-            self._out.pop(serial, None)
+        if (serial := self._serials.of(connection)) is not None:
+            self._lent.discard(serial)
             self._record(Event(EventKind.DETACHED, serial, self._moment()))
 
-    @_never_raises
+    @never_raises
     def closes_instead(self, connection: Any) -> None:
         """The next rollback of a connection is what its library does where somebody only closes, or gives back."""
-        if (serial := self._serial(connection)) is not None:
+        if (serial := self._serials.of(connection)) is not None:
             self._closes_instead.add(serial)
 
-    @_never_raises
+    @never_raises
     def ending_because_of(self, connection: Any, error: BaseException) -> None:
         """A library ends the transaction of a connection while it handles an exception, which the driver cannot see."""
-        if (serial := self._serial(connection)) is not None:
+        if (serial := self._serials.of(connection)) is not None:
             self._transactions.ending_because_of(serial, error)
 
-    @_never_raises
+    @never_raises
     def pool_opened(self, pool: Any, facts: Callable[[weakref.ref[Any]], PoolFacts], instead_of: Any = None) -> None:
         """A pool was opened.
 
@@ -361,44 +328,34 @@ class Tracker:
             facts: Reads what is to be known of it, given the weak reference to keep.
             instead_of: The pool whose place it takes, and whose owner becomes its own.
         """
-        serial = self._serial_of_pool(pool)
-        reference = self._known[id(pool)][0]
+        serial, reference = self._serials.give_once(pool, self._pool_gone)
         known = facts(reference)
-        before = None if instead_of is None else self._serial(instead_of)
+        before = None if instead_of is None else self._serials.of(instead_of)
         self._record(Event(EventKind.POOL_OPENED, serial, self._moment(), pool=before, opened_pool=known))
 
-    @_never_raises
+    @never_raises
     def starved(self, pool: Any, error: BaseException) -> None:
         """A pool had no connection to give."""
         if self.slots is not None and self.is_checking():
             self.slots.pool_starved(pool, self._serial_of_pool(pool), error)
 
-    @_never_raises
+    @never_raises
     def refused(self, error: BaseException) -> None:
         """A server has refused a connection."""
         if self.slots is not None and self.is_checking():
             self.slots.refused(error)
 
-    @_never_raises
+    @never_raises
     def pool_has_tried(self, pool: Any, error: BaseException | None) -> None:
         """A pool has tried to open a connection for itself; ``error`` is None where it could."""
         if self.slots is not None:
             self.slots.pool_has_tried(self._serial_of_pool(pool), error)
 
-    @_never_raises
+    @never_raises
     def pool_closed(self, pool: Any) -> None:
         """A pool was closed."""
-        if (serial := self._serial(pool)) is not None:
+        if (serial := self._serials.of(pool)) is not None:
             self._record(Event(EventKind.POOL_CLOSED, serial))
-
-    def _held_meanwhile(self, serial: int, pool: int, moment: Moment) -> tuple[int, Moment] | None:
-        held = [
-            (other, first)
-            for other, (of_pool, first) in list(self._out.items())
-            if other != serial and of_pool == pool and is_same_flow(first, moment)
-        ]
-        self._out[serial] = (pool, moment)
-        return held[-1] if held else None
 
     def _prepared(self, serial: int, connection: Any, gids: Iterable[GidUse]) -> None:
         facts, moment = self._facts[serial], self._moment()
@@ -419,47 +376,25 @@ class Tracker:
             current_task(),
         )
 
-    def _serial(self, living: Any) -> int | None:
-        known = self._known.get(id(living))
-        return known[1] if known is not None and known[0]() is living else None
-
     def _serial_of_pool(self, pool: Any) -> int:
-        if (serial := self._serial(pool)) is None:
-            serial = next(self._serials)
-            reference = weakref.ref(pool, partial(self._gone, id(pool), EventKind.POOL_GONE))
-            self._known[id(pool)] = (reference, serial)
-        return serial
+        return self._serials.give_once(pool, self._pool_gone)[0]
 
-    def _serial_of_dying(self, connection: Any) -> tuple[int | None, ConnectionFacts | None]:
-        if (serial := self._serial(connection)) is not None:
-            self._finalized.add(id(connection))
-            return serial, self._facts.get(serial)
-        return self._dying.pop(id(connection), (None, None))
+    def _pool_gone(self, identity: int, reference: weakref.ref[Any]) -> None:
+        if (serial := self._serials.let_go(identity, reference)) is not None:
+            self._record(Event(EventKind.POOL_GONE, serial, after_response=self._after_response()))
 
-    def _gone(self, identity: int, kind: EventKind, reference: weakref.ref[Any]) -> None:
-        known = self._known.get(identity)
-        if known is None or known[0] is not reference:
+    def _connection_gone(self, identity: int, reference: weakref.ref[Any]) -> None:
+        if (serial := self._serials.let_go(identity, reference)) is None:
             return
-        del self._known[identity]
-        facts = self._facts.pop(known[1], None)
-        self._transactions.forget(known[1])
+        self._transactions.forget(serial)
         if self.shared is not None:
-            self.shared.closed(known[1])
+            self.shared.closed(serial)
         if self.sessions is not None:
-            self.sessions.forget(known[1])
-        self._out.pop(known[1], None)
-        self._closes_instead.discard(known[1])
-        if identity in self._finalized:
-            self._finalized.discard(identity)
-        elif facts is not None:
-            self._dying[identity] = (known[1], facts)
-        self._record(Event(kind, known[1], after_response=self._after_response()))
+            self.sessions.forget(serial)
+        self._lent.discard(serial)
+        self._closes_instead.discard(serial)
+        self._record(Event(EventKind.CONNECTION_GONE, serial, after_response=self._after_response()))
 
     def _after_response(self) -> bool | None:
         request = self._ownership.request
         return None if request is None else request.status is not None
-
-
-def _lends_sessions(pool: type) -> bool:
-    """Tell of the class of a pool whether pgleak may look into the sessions of its connections: psycopg_pool's only."""
-    return any(base.__module__.partition(".")[0] == "psycopg_pool" for base in pool.__mro__)
