@@ -207,6 +207,8 @@ def _status(finding: Finding) -> str:
         return str(finding.request.status)
     if finding.request.failed:
         return "an exception"
+    if finding.request.socket != "over":
+        return sentences.SOCKETS[finding.request.socket]
     return "no exception" if finding.request.method == "WEBSOCKET" else "not answered yet"
 
 

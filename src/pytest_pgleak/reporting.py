@@ -30,7 +30,8 @@ class Reported:
     Attributes:
         kind: The kind.
         place: ``file:line in function``, or what stands in for it.
-        nodeid: The test at whose checkpoint it was made; empty at the end of the session.
+        nodeid: The test at whose checkpoint it was made; at the end of the session the one that it is charged to, or
+            empty.
         fails: Whether it failed the test.
         owner: Who answers for it, in words; empty for the test itself.
         detail: The whole text; only the first finding of a bug carries it.
@@ -100,7 +101,12 @@ def entries_of(
     findings: Iterable[Finding], nodeid: str, fails: bool, root: Path, known: bool = False
 ) -> list[dict[str, Any]]:
     """Make the summary's form of findings, ready to travel between processes."""
-    return [reported(finding, nodeid, fails, root, known).as_dict() for finding in findings]
+    return [reported(each, nodeid or _test_of(each), fails, root, known).as_dict() for each in findings]
+
+
+def _test_of(finding: Finding) -> str:
+    """Return the test that a request of a live server has outlived."""
+    return finding.owner.nodeid if finding.owner.what == "call" else ""
 
 
 def entries_of_verdicts(verdicts: Verdicts, nodeid: str, root: Path) -> list[dict[str, Any]]:

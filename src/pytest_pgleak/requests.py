@@ -6,7 +6,10 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import CodeType
-from typing import Any
+from typing import Any, Literal
+
+Socket = Literal["over", "open", "left"]
+"""How a websocket stands: over, or none; open at both ends; its client has gone, and its endpoint goes on."""
 
 
 @dataclass(slots=True, eq=False)
@@ -29,6 +32,7 @@ class Request:
         overrides: Code objects of the functions in ``dependency_overrides``.
         owner: Serial of whoever has sent it.
         learn: Reads what the framework has found out since; set while the request goes on.
+        is_connected: Tells of a websocket that goes on whether its client is there; None where nobody looks.
     """
 
     ordinal: int
@@ -46,6 +50,14 @@ class Request:
     overrides: frozenset[CodeType] = frozenset()
     owner: int = 0
     learn: Callable[[], None] | None = None
+    is_connected: Callable[[], bool] | None = None
+
+    @property
+    def socket(self) -> Socket:
+        """How a websocket stands that goes on."""
+        if self.finished or self.is_connected is None:
+            return "over"
+        return "open" if self.is_connected() else "left"
 
     def refresh(self) -> None:
         """Take in what is known by now of a request that still goes on."""
@@ -64,6 +76,7 @@ class RequestInfo:
     endpoint: str | None = None
     status: int | None = None
     failed: bool = False
+    socket: Socket = "over"
 
     @classmethod
     def of(cls, request: Request) -> RequestInfo:
@@ -77,4 +90,5 @@ class RequestInfo:
             request.endpoint,
             request.status,
             request.failed,
+            request.socket,
         )

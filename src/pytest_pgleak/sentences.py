@@ -160,6 +160,8 @@ def fix(finding: Finding) -> str:
     """Say what to change, in the words of the code that is already there."""
     if (others := _FIXES.get(finding.subject)) is not None:
         return others(finding)
+    if finding.ending is Ending.OPEN and finding.request is not None and finding.request.socket != "over":
+        return _FIXES_OF_SOCKETS[finding.request.socket]
     if (of_lifetime := lifetime_sentences.fix(finding)) is not None:
         return of_lifetime
     if finding.left:
@@ -182,6 +184,15 @@ _FIXES: Final[dict[str, Callable[[Finding], str]]] = {
     "transaction": transaction_sentences.fix,
     "prepared transaction": prepared_sentences.fix,
     "connections": peak_sentences.fix,
+}
+
+
+SOCKETS: Final = {"open": "still open", "left": "its client has gone, and the endpoint goes on"}
+"""How a websocket stands."""
+_END_THE_ENDPOINT: Final = "end the endpoint when its client has gone: only who receives is told that"
+_FIXES_OF_SOCKETS: Final = {
+    "open": f"close the websocket when its test is over; {_END_THE_ENDPOINT}",
+    "left": f"{_END_THE_ENDPOINT}, so receive in a task beside the one that waits",
 }
 
 

@@ -26,6 +26,7 @@ from pytest_pgleak.live.wire import (
     Pids,
     Rules,
     Serving,
+    Stopping,
     Told,
     dumps,
     loads,
@@ -139,6 +140,8 @@ class Agent:
             self._checks.told(message)
         elif isinstance(message, Forget):
             self._checks.forget(message.owners)
+        elif isinstance(message, Stopping):
+            return Kept(self._checks.held_by_websockets(message.ended))
         elif isinstance(message, Pids):
             return Pids(self._state.ledger.known_pids())
         return Done()

@@ -23,8 +23,10 @@ from pytest_pgleak.live.wire import (
     Forget,
     Judge,
     Judged,
+    Kept,
     Pids,
     Rules,
+    Stopping,
     Told,
     header_of,
     read_header,
@@ -61,6 +63,8 @@ class LiveServers:
         """What workers had for themselves when they shut down; told at the end of the session."""
         self._active: Owner | None = None
         self._counting: int | None = None
+        self._over = frozenset[int]()
+        """Owners that ended with the call phase of this test."""
         self.timelines: list[Timeline] = []
         """What the workers had open while a test with ``max_connections`` ran."""
         self._answers: dict[tuple[int, int], int] = {}
@@ -121,6 +125,7 @@ class LiveServers:
         """
         self._active, self._counting = owner, owner.serial if counts else None
         self.timelines = []
+        self._over = frozenset[int]()
         self._answers.clear()
         for server in self._running:
             self._greet(server)
@@ -154,6 +159,7 @@ class LiveServers:
                 self._collect_timelines(server)
         if ends_call:
             self._counting = None
+            self._over = question.ended
         if not is_last:
             return tuple(finding for _, _, _, finding in self._judged)
         unasked, self._unasked = self._unasked, []
@@ -217,6 +223,7 @@ class LiveServers:
         if server not in self._running:
             return
         self._running.remove(server)
+        self._hear_the_last(server)
         server.stop()
         if server.was_killed:
             self._state.note(
@@ -231,10 +238,20 @@ class LiveServers:
         finally:
             server.clean_up()
 
+    def _hear_the_last(self, server: LiveServer) -> None:
+        """Ask what websockets keep that their tests have left open: when the server stops, they are closed."""
+        try:
+            for pid, answer in server.workers.tell(Stopping(self._over)).items():
+                if isinstance(answer, Kept):
+                    self.kept += [replace(finding, process=pid) for finding in answer.findings]
+        except Exception:  # noqa: BLE001 - a fault of the plugin is reported as one, and the server is stopped
+            self._state.fault("the end of a live server")
+
     def _read_journals(self, server: LiveServer, is_over: bool = False) -> None:
         new = server.workers.read_journals()
         self._unasked += new.findings
-        self.kept += new.kept
+        known = {(each.process, each.subject, each.serial) for each in self.kept}
+        self.kept += [each for each in new.kept if (each.process, each.subject, each.serial) not in known]
         for pid, words in server.workers.take_last_words().items():
             if words.has_shut_down:
                 said = self._of_ended(words)

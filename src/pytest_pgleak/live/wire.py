@@ -113,7 +113,7 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What a worker still had for itself when it shut down: opened at import, or kept in a global variable.
+    """What a worker still had when it shut down: opened at import, kept in a global variable or by a websocket.
 
     Attributes:
         findings: That.
@@ -147,6 +147,17 @@ class Pids:
     """Which backends the worker has opened: asked with none."""
 
     pids: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """The server is about to be stopped. Answered with what is kept by websockets that have outlived their tests.
+
+    Attributes:
+        ended: Serials of tests that are over, though their owners are not forgotten yet.
+    """
+
+    ended: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +243,7 @@ def _reduce_code(code: CodeType) -> Any:
     return _code, (code.co_filename, code.co_name, code.co_qualname, code.co_firstlineno, flags)
 
 
-_NOT_SENT: Final = frozenset(("dependencies", "task", "overrides", "learn"))
+_NOT_SENT: Final = frozenset(("dependencies", "task", "overrides", "learn", "is_connected"))
 _SENT: Final = tuple(field.name for field in fields(Request) if field.name not in _NOT_SENT)
 
 

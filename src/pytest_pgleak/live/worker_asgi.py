@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from pytest_pgleak.asgi import SEEN, App, AsgiTracking, Receive, Scope, Send
+from pytest_pgleak.live.peer import Peer
 from pytest_pgleak.live.wire import HEADER, PROBE, read_header
 from pytest_pgleak.owners import Owner
 from pytest_pgleak.ownership import Ownership
@@ -67,6 +68,9 @@ class WorkerAsgi(AsgiTracking):
         finally:
             if scope["type"] != "lifespan" and not is_inner:
                 self._answered()
+
+    def _connected(self, scope: Scope) -> Callable[[], bool] | None:
+        return Peer(scope.get("client")) if scope["type"] == "websocket" else None
 
     async def _started(self, send: Send, message: MutableMapping[str, Any]) -> None:
         await send(message)

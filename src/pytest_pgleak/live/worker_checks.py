@@ -20,6 +20,7 @@ from pytest_pgleak.live.wire import LONGEST_WORK, Begin, Judge, Told
 from pytest_pgleak.live.worker_state import WorkerState
 from pytest_pgleak.owners import Owner
 from pytest_pgleak.process_lifetime import opening_stack, pool_around, target_of
+from pytest_pgleak.requests import Request
 from pytest_pgleak.settling import Findings, settle, settle_async
 from pytest_pgleak.verdicts import Verdicts
 from pytest_pgleak.views import View
@@ -157,6 +158,16 @@ class WorkerChecks:
         self._state.judge.settled(findings)
         return named
 
+    def held_by_websockets(self, ended: frozenset[int]) -> Findings:
+        """Find what websockets have that are open still, though their tests are over."""
+        state = self._state
+        outlived, session = ended | self._outlived, state.ownership.session
+        if not any(each.owner in outlived and each.socket != "over" for each in list(state.loops.requests)):
+            return ()
+        view = state.ledger.view()
+        found = find(view, NOTHING_KNOWN, Question(session, outlived, outlived))
+        return tuple(each for each in found if each.request is not None and each.request.socket != "over")
+
     def told(self, message: Told) -> None:
         """Undo what was found, so that the next test neither hangs on it nor inherits it."""
         findings, view = self._judged
@@ -186,6 +197,12 @@ class WorkerChecks:
             self._state.sessions.forget_owner(owner)
             self._state.shared.forget_owner(owner)
 
+    def _keeps_for_nobody(self, request: Request) -> bool:
+        """Tell whether the client of a websocket has gone, and its endpoint still has a connection."""
+        return request.socket == "left" and any(
+            each.held.request is request for each in self._state.ledger.view().connections
+        )
+
     async def _heal(self, verdicts: Verdicts, view: View) -> None:
         for heal in self._state.healer.heal(verdicts, view):
             await heal()
@@ -195,7 +212,7 @@ class WorkerChecks:
         if not message.is_last:
             return 0.0  # what is there now
         requests = [each for each in list(self._state.loops.requests) if each.owner in message.question.ended]
-        if any(request.answered for request in requests):
+        if any(request.answered or self._keeps_for_nobody(request) for request in requests):
             return max(LONGEST_WORK, message.grace)
         return message.grace if requests else 0.0
 
@@ -247,14 +264,21 @@ class _Keep:
 
 
 def _is_being_answered(finding: Finding, view: View) -> bool:
-    """Tell whether a request holds something that may still give it back in good order."""
+    """Tell whether a request holds something that may still give it back in good order.
+
+    The endpoint of a websocket whose client has gone had its time for that.
+    """
     if finding.subject == "pool":
         pool = view.pools.get(finding.serial)
         moments = [pool.opened] if pool is not None else []
     else:
         connection = next((c for c in view.connections if c.serial == finding.serial), None)
         moments = [connection.held, connection.began] if connection is not None else []
-    return any(moment and moment.request and not moment.request.finished for moment in moments)
+    return any(moment and _goes_on(moment.request) for moment in moments)
+
+
+def _goes_on(request: Request | None) -> bool:
+    return request is not None and not request.finished and request.socket != "left"
 
 
 def _chosen(findings: Findings, places: Iterable[int]) -> Findings:
