@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import platform
+import signal
 import stat
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
+import psycopg
 import pytest
 
-from pytest_pgleak.servers import ServerError, cluster, privilege, runtime, start, template
+from pytest_pgleak.servers import ServerError, cluster, privilege, runtime, start, supervisor_main, template
 
 
 @pytest.fixture
@@ -77,6 +80,68 @@ def test_the_second_server_needs_no_initdb(use, cache, run_dir):
     assert not use()
     assert templates(cache) == [made]
     assert run_dir.traces() == []
+
+
+def test_what_is_unpacked_is_what_was_packed(tmp_path):
+    files = {
+        "PG_VERSION": b"18\n",
+        "base/1/1259": b"x" * 300_000,
+        "base/1/1259_fsm": b"map",
+        "base/1/1259_vm": b"map",
+        "base/4/1259": b"x" * 300_000,
+        "base/4/2600": b"",
+        "base/5/1259": b"y" * 300_000,
+        "base/5/2600": b"",
+        "pg_wal/000000010000000000000005": b"the checkpoint",
+        "pg_wal/000000010000000000000006": b"its end",
+        "pg_wal/000000010000000000000007": b"of the past",
+    }
+    for name, content in files.items():
+        path = tmp_path / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    (tmp_path / "data/pg_wal/archive_status").mkdir()
+    with (tmp_path / "packed").open("w+b") as packed:
+        supervisor_main._pack(str(tmp_path / "data"), packed.fileno())
+        supervisor_main._unpack(packed.fileno(), packed.seek(0, os.SEEK_END), str(tmp_path / "copy"))
+
+    assert (tmp_path / "copy/pg_wal/archive_status").is_dir()
+    found = {path.relative_to(tmp_path / "copy"): path for path in (tmp_path / "copy").rglob("*") if path.is_file()}
+    left_out = {"base/1/1259_fsm", "base/1/1259_vm", "pg_wal/000000010000000000000007"}
+    assert {str(name): path.read_bytes() for name, path in found.items()} == {
+        name: content for name, content in files.items() if name not in left_out
+    }
+
+
+def test_a_server_from_a_template_can_do_all_that_one_of_initdbs_can(owned_plan, cache, query, wait_until):
+    start(owned_plan).stop()
+    server = start(owned_plan)
+    try:
+        [directory] = query(server.dsn, "select array[current_setting('data_directory')]")
+        assert not list(Path(directory, "base").glob("1/*_vm"))  # it is from a template
+        with psycopg.connect(server.dsn, autocommit=True) as conn:
+            conn.execute("create database of_template0 template template0")
+            conn.execute("create database of_template1")
+            conn.execute("vacuum (freeze, analyze)")
+            conn.execute("create table t as select n, repeat('x', 500) from generate_series(1, 20000) n")
+            conn.execute("create index on t (n)")
+            conn.execute("vacuum t")
+            conn.execute("checkpoint")
+            conn.execute("delete from t where n > 10000")
+            [pid] = conn.execute("select pg_backend_pid()").fetchone()
+            # The others are ended, and the server recovers from its WAL.
+            os.kill(pid, signal.SIGKILL)
+
+        def recovered():
+            with contextlib.suppress(psycopg.OperationalError):
+                return query(server.dsn, "select count(*) from t") == 10000
+
+        wait_until(recovered)
+        with psycopg.connect(server.dsn, autocommit=True) as conn:
+            conn.execute("reindex database postgres")
+            conn.execute("vacuum full")
+    finally:
+        server.stop()
 
 
 @pytest.mark.parametrize("harm", ["cut off", "longer", "empty", "zeros", "other index", "not private", "a link"])
@@ -161,7 +226,7 @@ def test_the_key_names_all_that_a_template_depends_on(tmp_path, monkeypatch):
         yield template._key(command, 2)
         yield template._key([*command, "-E", "UTF8"], 1)
         with monkeypatch.context() as patch:
-            patch.setattr(platform, "machine", lambda: "another")
+            patch.setattr(os, "uname", lambda: SimpleNamespace(machine="another"))
             yield template._key(command, 1)
             patch.undo()
             patch.setattr(template, "_FORMAT", 0)

@@ -141,12 +141,12 @@ def _await_ready(plan: Plan, supervisor: Supervisor, dsn: str) -> str:
     """The server's version, as soon as it accepts a connection."""
     ok = libpq.pq().ConnStatus.OK
     deadline = time.monotonic() + _START_TIMEOUT
-    answer = "initdb has not finished"
+    answer = "it has not finished initdb, or is still starting"
     while (left := deadline - time.monotonic()) > 0:
         reports = supervisor.reports(_POLL if supervisor.started else left)
         if reports and reports[-1] != "started":
             raise failures.not_started(plan, ", ".join(reports), supervisor.log_tail())
-        if not supervisor.started:
+        if not supervisor.started or not supervisor.is_ready:
             continue
         conn = libpq.connect(dsn)
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pytest_pgleak.servers import binaries, conninfo, daemon
+from pytest_pgleak.servers import binaries, conninfo
 from pytest_pgleak.servers.values import DEFAULT_IMAGE, SOURCES, Plan, ServerError, ServerRequest
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ def plan(request: ServerRequest) -> Plan:
     for candidate in (_wheel_plan, _system_plan):
         if found := candidate(request):
             return found
+    from pytest_pgleak.servers import daemon  # it speaks HTTP, which takes 3 ms to import
+
     if daemon.client_installed() and daemon.answers():
         return _docker_plan(request)
     raise ServerError(
@@ -86,6 +88,8 @@ def _plan_local(request: ServerRequest) -> Plan:
 
 
 def _plan_docker(request: ServerRequest) -> Plan:
+    from pytest_pgleak.servers import daemon
+
     if not daemon.client_installed() or not daemon.answers():
         raise ServerError(
             f"--pgleak-server=docker: {daemon.obstacle()}.\n"
