@@ -131,13 +131,14 @@ def _watch_imports(config: pytest.Config) -> None:
         hook.add("starlette.applications", lambda module: _session(config).state.starlette_imported(module))
     # Asked again when all of conftest.py is there.
     known = config.stash.setdefault(_LIBRARIES, [])
-    for library in _libraries(config):
+    for library in libraries_of(config):
         if library not in known:
             known.append(library)
             hook.add(library.module, watch(library))
 
 
-def _libraries(config: pytest.Config) -> list[LibraryTracker]:
+def libraries_of(config: pytest.Config) -> list[LibraryTracker]:
+    """Ask all plugins which libraries are watched."""
     libraries: list[LibraryTracker] = []
     for supplied in config.hook.pytest_pgleak_trackers():
         libraries.extend([supplied] if isinstance(supplied, LibraryTracker) else supplied)

@@ -14,7 +14,9 @@ from pytest_pgleak.clock import Clock
 from pytest_pgleak.libraries.registry import LibraryTracker
 from pytest_pgleak.live.journal import Journal
 from pytest_pgleak.live.last_words import Goodbye
+from pytest_pgleak.live.trackers import OwnTracker
 from pytest_pgleak.live.wire import (
+    RULES,
     Begin,
     Done,
     Fault,
@@ -28,6 +30,7 @@ from pytest_pgleak.live.wire import (
     Serving,
     Stopping,
     Told,
+    Unwatched,
     dumps,
     loads,
 )
@@ -39,8 +42,6 @@ from pytest_pgleak.owners import Owner
 from pytest_pgleak.ownership import Ownership
 from pytest_pgleak.tasks import EventLoops
 
-RULES: Final = "rules"
-"""File with the settings, in the directory of a server."""
 SOCKET: Final = "socket"
 _IDLE: Final = 0.05
 """Seconds without a question after which is written down what stands: the longest late release is shorter."""
@@ -90,6 +91,10 @@ class Agent:
     def watch(self, library: LibraryTracker, module: ModuleType) -> None:
         """Start to watch a library that has been imported."""
         self._state.watch(library, module)
+
+    def cannot_watch(self, tracker: OwnTracker) -> None:
+        """A library has been imported whose tracker is pytest's alone."""
+        self._journal.write(Unwatched(tracker))
 
     def starlette_imported(self, applications: ModuleType) -> None:
         """Start to follow requests."""

@@ -17,6 +17,7 @@ from pytest_pgleak.findings import Finding
 from pytest_pgleak.live.command import DEFAULT, LiveServerError
 from pytest_pgleak.live.last_words import LastWords, killed_in_transaction, lost_write, outlived
 from pytest_pgleak.live.server import TAG, LiveServer
+from pytest_pgleak.live.trackers import OwnTracker, own_trackers
 from pytest_pgleak.live.wire import (
     LONGEST_WORK,
     Begin,
@@ -32,6 +33,7 @@ from pytest_pgleak.live.wire import (
     read_header,
 )
 from pytest_pgleak.owners import Owner
+from pytest_pgleak.plugin import libraries_of
 from pytest_pgleak.settling import Findings
 from pytest_pgleak.verdicts import Verdicts
 
@@ -57,12 +59,14 @@ class LiveServers:
         self._state = state
         self._command = command
         self._dsn = dsn
+        self._own_trackers = own_trackers(libraries_of(state.config))
         self._running: list[LiveServer] = []
         self._unasked: list[Finding] = []
         self.kept: list[Finding] = []
         """What workers had for themselves when they shut down; told at the end of the session."""
         self._active: Owner | None = None
         self._counting: int | None = None
+        self._unwatched: set[OwnTracker] = set()
         self._over = frozenset[int]()
         """Owners that ended with the call phase of this test."""
         self.timelines: list[Timeline] = []
@@ -260,9 +264,22 @@ class LiveServers:
             else:
                 said = self._of_killed(pid, words)
             self._unasked += [replace(finding, process=pid) for finding in said]
+        for tracker in new.unwatched:
+            self._note_unwatched(tracker)
         for fault in new.faults:
             self._state.missed = "internal error in a worker process"
             self._state.note(f"internal error of pytest-pgleak in {fault}")
+
+    def _note_unwatched(self, tracker: OwnTracker) -> None:
+        if tracker in self._unwatched:
+            return
+        self._unwatched.add(tracker)
+        self._state.missed = f"{tracker.module} is not watched in the workers of live servers"
+        self._state.note(
+            f"a worker of a live server has imported {tracker.module}, and no worker can import its tracker"
+            f" ({tracker.home}.{tracker.function}): what they did with it was not watched. Put the tracker into a"
+            " module of its own"
+        )
 
     def _of_ended(self, words: LastWords) -> Iterator[Finding]:
         """Find backends that are still at work for a process that has shut down: the server notices late."""
@@ -298,7 +315,8 @@ class LiveServers:
         collects = settings.mode == "fail"
         console = (settings.pgbouncer, settings.pgbouncer_option) if settings.pgbouncer else None
         databases = frozenset(state.own_databases)
-        return Rules(databases, settings.terminate, collects, dsn, console, settings.grace, self._counting)
+        counts, own = self._counting, self._own_trackers
+        return Rules(databases, settings.terminate, collects, dsn, console, settings.grace, counts, own)
 
     def _tag(self) -> str:
         return header_of(next(self._state.requests), self._state.ownership.active)

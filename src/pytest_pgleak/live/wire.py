@@ -21,6 +21,7 @@ from urllib.parse import quote, unquote
 from pytest_pgleak.find import Question
 from pytest_pgleak.findings import Finding
 from pytest_pgleak.libraries.library import Library
+from pytest_pgleak.live.trackers import OwnTracker
 from pytest_pgleak.owners import Owner
 from pytest_pgleak.requests import Request
 
@@ -30,6 +31,8 @@ HEADER: Final = "x-pytest-pgleak"
 """Which request of whose it is. The worker takes it away before the application sees the request."""
 PROBE: Final = "probe"
 """Value of the header with which the worker answers by itself: whether the server is there."""
+RULES: Final = "rules"
+"""File with the settings, in the directory of a server."""
 VARIABLE: Final = "PGLEAK_LIVE"
 """Environment variable with the directory of a server: what tells a Python process that it is to be watched."""
 
@@ -46,6 +49,7 @@ class Rules:
         pgbouncer: The same of PgBouncer's console.
         grace: Longest time to wait for a late release at a shutdown, seconds.
         counts: Serial of the running test, where it has ``max_connections``.
+        trackers: The user's own.
     """
 
     own_databases: frozenset[str] = frozenset()
@@ -55,6 +59,7 @@ class Rules:
     pgbouncer: tuple[str, str] | None = None
     grace: float = 0.5
     counts: int | None = None
+    trackers: tuple[OwnTracker, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +168,17 @@ class Stopping:
 @dataclass(frozen=True, slots=True)
 class Done:
     """It was done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unwatched:
+    """The worker has imported a library whose tracker it cannot import.
+
+    Attributes:
+        tracker: That.
+    """
+
+    tracker: OwnTracker
 
 
 @dataclass(frozen=True, slots=True)

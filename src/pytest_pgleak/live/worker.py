@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from pytest_pgleak.libraries.registry import BUILT_IN, LibraryTracker
-from pytest_pgleak.live.wire import VARIABLE
+from pytest_pgleak.live.trackers import OwnTracker
+from pytest_pgleak.live.wire import RULES, VARIABLE, Rules, loads
 from pytest_pgleak.post_import import PostImportHook
 
 if TYPE_CHECKING:
@@ -48,6 +50,10 @@ class Worker:
         self._hook.add("starlette.applications", self._starlette_imported)
         for library in BUILT_IN:
             self._hook.add(library.module, self._watch(library))
+        rules: Rules = loads(Path(self._directory, RULES).read_bytes())
+        for tracker in rules.trackers:
+            known = self._watch(tracker.as_tracker()) if tracker.is_importable else self._cannot_watch(tracker)
+            self._hook.add(tracker.module, known)
 
     def pause(self) -> None:
         """The process is about to fork."""
@@ -77,6 +83,13 @@ class Worker:
                 agent.watch(library, module)
 
         return watch
+
+    def _cannot_watch(self, tracker: OwnTracker) -> Callable[[ModuleType], None]:
+        def cannot_watch(_module: ModuleType) -> None:
+            if (agent := self._the_agent()) is not None:
+                agent.cannot_watch(tracker)
+
+        return cannot_watch
 
     def _starlette_imported(self, module: ModuleType) -> None:
         if (agent := self._the_agent()) is not None:

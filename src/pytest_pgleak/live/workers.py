@@ -12,11 +12,12 @@ from typing import Any, Final
 from pytest_pgleak.budget.timeline import Timeline
 from pytest_pgleak.clock import Clock
 from pytest_pgleak.findings import Finding
-from pytest_pgleak.live.agent import RULES, SOCKET
+from pytest_pgleak.live.agent import SOCKET
 from pytest_pgleak.live.journal import JournalReader, journals
 from pytest_pgleak.live.last_words import LastWords
 from pytest_pgleak.live.tally import Tally
-from pytest_pgleak.live.wire import Fault, Hello, Judged, Kept, Rules, Serving, dumps, loads
+from pytest_pgleak.live.trackers import OwnTracker
+from pytest_pgleak.live.wire import RULES, Fault, Hello, Judged, Kept, Rules, Serving, Unwatched, dumps, loads
 
 _ANSWER: Final = 10.0
 """Seconds that a worker may take for an answer, beside what it was told to wait for."""
@@ -42,11 +43,13 @@ class Said:
         findings: What their lifespans have left.
         kept: What they had for themselves when they shut down.
         faults: Faults of the plugin.
+        unwatched: Trackers of the user's own that would have been needed.
     """
 
     findings: list[Finding] = field(default_factory=list)
     kept: list[Finding] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    unwatched: list[OwnTracker] = field(default_factory=list)
 
 
 class Workers:
@@ -153,6 +156,8 @@ class Workers:
                     said.kept += [replace(finding, process=reader.pid) for finding in record.findings]
                 elif isinstance(record, Fault):
                     said.faults.append(record.text)
+                elif isinstance(record, Unwatched):
+                    said.unwatched.append(record.tracker)
                 else:
                     self._last_words.setdefault(reader.pid, LastWords.none()).take(record)
                     self._tallies.setdefault(reader.pid, Tally()).take(record)
