@@ -19,7 +19,7 @@ from docker_engines import Engine, connected
 import pytest_pgleak
 from pytest_pgleak.servers import ServerError, ServerRequest, plan, start
 
-DEADLINE = 5.0  # seconds; what is expected takes milliseconds
+DEADLINE = 30.0  # seconds; what is expected takes milliseconds, if the machine has time
 NOBODY = pwd.getpwnam("nobody")
 AS_NOBODY = {"user": NOBODY.pw_uid, "group": NOBODY.pw_gid, "extra_groups": []}
 
@@ -74,6 +74,19 @@ def run_dir(monkeypatch):
         path.chmod(0o1777)
         monkeypatch.setenv("PGLEAK_RUN_DIR", name)
         yield RunDir(path)
+
+
+@pytest.fixture
+def cache(run_dir, monkeypatch):
+    """A cache of this test's own, beside the directories of its servers: others discard what they think is broken."""
+    directory = Path(f"{run_dir.path}-cache")
+    directory.mkdir()
+    directory.chmod(0o755)
+    monkeypatch.setenv("PGLEAK_CACHE_DIR", str(directory))
+    yield directory
+    for path in sorted(directory.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    directory.rmdir()
 
 
 def planned(server):

@@ -73,7 +73,7 @@ def test_a_disk_that_is_too_small(room, tcp, any_plan, disk, processes_with, wai
     assert wait_until(lambda: not list(path.iterdir()) and not processes_with(str(path)))
 
 
-def test_the_template_is_kept_when_the_disk_is_full(any_plan, disk, run_dir):
+def test_the_template_is_kept_when_the_disk_is_full(any_plan, disk, cache):
     start(any_plan).stop()
     user = privilege.server_user()
     made = template.locate(cluster.initdb_command(runtime.usable_bindir(any_plan.bindir, user), any_plan.version), user)

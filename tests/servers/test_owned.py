@@ -88,7 +88,7 @@ def test_sigkill_of_the_owner_leaves_nothing(owned_plan, run_dir, python):
 )
 def test_any_other_end_of_the_owner_leaves_nothing(end, any_plan, run_dir, python):
     with python(started(end, any_plan)) as owner:
-        assert owner.wait(30) != 0
+        assert owner.wait(60) != 0
         assert run_dir.is_clean()
 
 
@@ -102,7 +102,7 @@ time.sleep(0.1)
 print(psycopg.connect(server.dsn).execute("select 1").fetchone(), flush=True)
 """
     with python(started(script, any_plan), start_new_session=True) as owner:
-        output, errors = owner.communicate(timeout=30)
+        output, errors = owner.communicate(timeout=60)
         assert "(1,)" in output, errors
         assert run_dir.is_clean()
 
@@ -131,7 +131,7 @@ os._exit(0)
         child, answer = owner.stdout.readline().split(maxsplit=1)
         try:
             assert answer.strip() == "(1,)"
-            owner.wait(30)
+            owner.wait(60)
             assert run_dir.is_clean()
             os.kill(int(child), 0)  # it is still there
         finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from contextlib import ExitStack
 
 import pytest
@@ -77,9 +76,7 @@ def test_the_one_who_starts_it_does_not_wait_for_the_others(any_plan, run_dir, p
     with python(script(any_plan.source)) as other:
         dsn = other.stdout.readline().strip()
         assert dsn == server.dsn
-        began_at = time.monotonic()
-        server.stop()
-        assert time.monotonic() - began_at < 5  # it would wait for ten, and fail
+        server.stop()  # it would wait for ten seconds, and fail
         assert query(dsn, "select 1") == 1
     assert run_dir.is_clean()
 

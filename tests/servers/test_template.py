@@ -16,20 +16,6 @@ import pytest
 
 from pytest_pgleak.servers import ServerError, cluster, privilege, runtime, start, supervisor_main, template
 
-
-@pytest.fixture
-def cache(run_dir, monkeypatch):
-    """A cache of this test's own, beside the directories of its servers."""
-    directory = Path(f"{run_dir.path}-cache")
-    directory.mkdir()
-    directory.chmod(0o755)
-    monkeypatch.setenv("PGLEAK_CACHE_DIR", str(directory))
-    yield directory
-    for path in sorted(directory.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
-    directory.rmdir()
-
-
 HEAD = 24  # bytes: the length, and a sum of all that follows
 
 
