@@ -163,3 +163,34 @@ def test_a_prepared_transaction_does_not_keep_a_database(run: Run) -> None:
     )
     result.assert_outcomes(passed=5)
     assert "clean up" not in result.stdout.str()
+
+
+def test_children_that_each_run_a_test_do_not_share_one(run: Run, pytester: pytest.Pytester) -> None:
+    # As pytest-forked does it.
+    pytester.makeconftest(
+        """
+        import os, pytest
+        from _pytest.runner import runtestprotocol
+
+        @pytest.hookimpl(tryfirst=True)
+        def pytest_runtest_protocol(item, nextitem):
+            if "child" not in item.name:
+                return None
+            if not (child := os.fork()):
+                reports = runtestprotocol(item, nextitem=nextitem, log=False)
+                os._exit(any(report.failed for report in reports))
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            return True
+        """
+    )
+    result = run(
+        """
+        @pytest.mark.parametrize("kind", ["here", "here too", "child", "another child", "again here", "and again"])
+        def test_it(pgleak_fresh_dsn, kind):
+            with psycopg.connect(pgleak_fresh_dsn) as conn:
+                assert conn.execute("select count(*) from visits").fetchone() == (0,)
+                conn.execute("insert into visits default values")
+        """
+    )
+    result.assert_outcomes(passed=4)
+    assert result.ret == 0

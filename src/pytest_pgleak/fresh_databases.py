@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,8 @@ def fresh_database(state: State, server: Postgres, worker_dsn: str) -> str:
     """Clone the worker's database for one test: as `pgleak_schema` made it, or without that as it is now."""
     from psycopg.conninfo import conninfo_to_dict
 
-    if state.fresh is None:
+    if state.fresh is None or state.fresh.process != os.getpid():
+        # A child of fork() that runs a test has neither its parent's connections nor what was made for its parent.
         state.fresh = databases_of(state, server)
         state.after_session.insert(0, state.fresh.close)
     worker = str(conninfo_to_dict(worker_dsn).get("dbname"))
@@ -69,9 +71,13 @@ class FreshDatabases:
 
     Args:
         server_dsn: Its maintenance database.
+
+    Attributes:
+        process: The pid of the process that this is for.
     """
 
     def __init__(self, server_dsn: str) -> None:
+        self.process = os.getpid()
         self._server_dsn = server_dsn
         self._retired: list[str] = []
         self._refused: list[str] = []
