@@ -157,6 +157,37 @@ def test_what_a_test_begins_is_its_doing(run: Run, arguments: str) -> None:
     result.stdout.fnmatch_lines(["*pgleak: 1 warning from 1 line*", "*untracked-backend*", "*::test_two*"])
 
 
+def test_a_pool_that_connects_in_an_event_loop_that_stands_still(run: Run) -> None:
+    """Its backend is there, and psycopg does not know yet which one it is."""
+    result = run(
+        """
+        import asyncio, time, psycopg_pool
+
+        @pytest.fixture
+        def loop():
+            loop = asyncio.new_event_loop()
+            yield loop
+            loop.close()
+
+        @pytest.fixture
+        def pool(dsn, loop):
+            pool = psycopg_pool.AsyncConnectionPool(dsn, min_size=1, open=False)
+            yield pool
+            loop.run_until_complete(pool.close())
+
+        @pytest.mark.parametrize("turns", range(9))
+        def test_it(loop, pool, turns):
+            loop.run_until_complete(pool.open())
+            for _ in range(turns):
+                loop.call_soon(loop.stop)
+                loop.run_forever()
+                time.sleep(0.01)
+        """
+    )
+    result.assert_outcomes(passed=9)
+    assert "untracked-backend" not in result.stdout.str()
+
+
 def test_a_database_that_a_test_is_the_first_to_enter(run: Run) -> None:
     result = run(
         """

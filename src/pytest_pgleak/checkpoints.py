@@ -60,6 +60,8 @@ class Judge:
         sessions: Knows what was left in the sessions of pooled connections.
         may_be_ours: Tells whether a backend that nobody here has opened may be this process's doing at all.
         shared: Knows what was left on server connections of PgBouncer's.
+        half_open: Tells how many connections this process is opening. Where their event loop stands still they stay so,
+            and have a backend that nobody knows yet.
     """
 
     def __init__(
@@ -74,7 +76,9 @@ class Judge:
         sessions: SessionTracking,
         may_be_ours: Callable[[Backend], bool] = lambda _backend: True,
         shared: SharedSessions | None = None,
+        half_open: Callable[[], int] = lambda: 0,
     ) -> None:
+        self._half_open = half_open
         self._may_be_ours = may_be_ours
         self._sessions = sessions
         self._shared = shared
@@ -123,6 +127,8 @@ class Judge:
                     )
                     if self._may_be_ours(backend)
                 )
+                if len(new) <= self._half_open():
+                    new = ()
                 if new:
                     found += find(View(), self._observers.look((), new), checkpoint.question)
             prepared = self._prepared.look(checkpoint.view, checkpoint.question, checkpoint.new_backends)

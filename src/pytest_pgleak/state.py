@@ -93,6 +93,7 @@ class State:
             self.sessions,
             self._may_be_ours,
             self.shared,
+            lambda: self.tracker.half_open,
         )
         self.budget = Budget(
             self.ledger,

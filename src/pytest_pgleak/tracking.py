@@ -64,6 +64,7 @@ class Tracker:
         self._serials = Serials()
         self._facts = self._serials.facts
         self._connecting: set[object] = set()
+        self._growing: set[object] = set()
         self.is_checking = is_checking
         self.slots: SlotNotes | None = None
         """Explains why there is no connection left."""
@@ -122,10 +123,25 @@ class Tracker:
         finally:
             self._connecting.discard(token)
 
+    @contextmanager
+    def growing(self) -> Iterator[None]:
+        """A pool is opening a connection. That is nothing to wait for."""
+        token = object()
+        self._growing.add(token)
+        try:
+            yield
+        finally:
+            self._growing.discard(token)
+
     @property
     def is_connecting(self) -> bool:
         """Whether a connection is being opened now."""
         return bool(self._connecting)
+
+    @property
+    def half_open(self) -> int:
+        """How many connections are being opened, by pools or by somebody else: their backends are not known yet."""
+        return len(self._connecting) + len(self._growing)
 
     @never_raises
     def connection_closed(self, connection: Any) -> None:

@@ -105,7 +105,8 @@ def _wrap_connect_gen(tracker: Tracker, original: Method) -> Any:
     @functools.wraps(function)
     def _connect_gen(cls: Any, *args: Any, **kwargs: Any) -> Any:
         if opening_pool.get() is not None:
-            return (yield from function(cls, *args, **kwargs))  # a pool that grows is nothing to wait for
+            with tracker.growing():
+                return (yield from function(cls, *args, **kwargs))
         with tracker.connecting():
             try:
                 return (yield from function(cls, *args, **kwargs))
