@@ -13,6 +13,7 @@ from pytest_pgleak.guardians import is_held, lifespan_functions, opened_inside, 
 from pytest_pgleak.isolation import code_of, nested_codes, rolls_back
 from pytest_pgleak.owners import Owner
 from pytest_pgleak.ownership import Ownership
+from pytest_pgleak.xunit_style import class_attributes, xunit_functions, xunit_teardown
 
 if TYPE_CHECKING:
     import pytest
@@ -183,8 +184,10 @@ class FixtureOwners:
             own = code_of(function) if is_lent else None
             if _has_teardown(definition) and (opened_inside(stack, function) or is_held(target, roots, around, own)):
                 return owner
-            if (teardown := _xunit_teardown(owner, item)) is not None:
+            if (teardown := xunit_teardown(owner, item)) is not None:
                 held = _globals_named(teardown) if owner.scope == "module" else [getattr(item, "instance", None)]
+                if owner.scope == "class":
+                    held += class_attributes(item)
                 if shuts_down([teardown]) and is_held(target, held, around):
                     return owner
         for owner in self._ownership.lifespans:
@@ -195,8 +198,7 @@ class FixtureOwners:
 
     def rolls_back_for(self, opener: Owner, item: pytest.Item) -> bool:
         """Tell whether the fixture that owns a connection, or an xunit teardown, ends its transactions on purpose."""
-        teardown = getattr(getattr(item, "instance", None), "teardown_method", None)
-        return self.test_function(opener, rolls_back) or (teardown is not None and rolls_back(teardown))
+        return self.test_function(opener, rolls_back) or any(rolls_back(each) for each in xunit_functions(opener, item))
 
     def test_function(self, owner: Owner, test: Callable[[Callable[..., Any]], bool]) -> bool:
         """Apply a test to the function of a fixture; False for owners that are no fixture."""
@@ -250,26 +252,6 @@ def _is_pytests(finalizer: Any) -> bool:
     while isinstance(finalizer, functools.partial):
         finalizer = finalizer.func
     return str(getattr(finalizer, "__module__", "")).partition(".")[0] in ("_pytest", "pytest_pgleak")
-
-
-def is_xunit(owner: Owner) -> bool:
-    """Tell whether a fixture is pytest's own, for a set-up of xunit style or of unittest's."""
-    return (owner.fixturename or "").startswith(("_xunit_setup_", "_unittest_set"))
-
-
-def _xunit_teardown(owner: Owner, item: pytest.Item | None) -> Callable[..., Any] | None:
-    """Return the user's teardown function behind one of pytest's fixtures for xunit-style set-ups."""
-    name = owner.fixturename or ""
-    if not name.startswith("_xunit_setup_"):
-        return None
-    places = {
-        "module": (getattr(item, "module", None), ("teardown_module", "tearDownModule")),
-        "class": (getattr(item, "cls", None), ("teardown_class", "tearDownClass")),
-        "function": (getattr(item, "instance", None) or getattr(item, "module", None), ("teardown_method",)),
-    }
-    place, names = places.get(owner.scope or "", (None, ()))
-    found = (getattr(place, teardown, None) for teardown in names)
-    return next((teardown for teardown in found if teardown is not None), None)
 
 
 def _globals_named(function: Callable[..., Any]) -> list[object]:

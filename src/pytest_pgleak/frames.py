@@ -167,7 +167,9 @@ def _is_other_package(filename: str) -> bool:
 @lru_cache(maxsize=1)
 def _library_directories() -> tuple[str, ...]:
     paths = sysconfig.get_paths()
-    directories = {paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib") if paths.get(name)}
+    # The scripts are those of installed packages, `pytest` itself among them: the outermost frame of all there is.
+    names = ("stdlib", "platstdlib", "purelib", "platlib", "scripts")
+    directories = {paths[name] for name in names if paths.get(name)}
     directories.update(site.getsitepackages() if hasattr(site, "getsitepackages") else ())
     directories.update(str(Path(directory).resolve()) for directory in tuple(directories))
     return tuple(directory + ("" if directory.endswith("/") else "/") for directory in directories)

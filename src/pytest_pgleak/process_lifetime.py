@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_pgleak.findings import Finding
-from pytest_pgleak.fixture_owners import FixtureOwners, is_xunit
+from pytest_pgleak.fixture_owners import FixtureOwners
 from pytest_pgleak.frames import RawStack, is_user_code, user_frames
 from pytest_pgleak.guardians import is_closing, lifespan_functions, shuts_down
 from pytest_pgleak.isolation import code_of, nested_codes
@@ -26,6 +26,7 @@ from pytest_pgleak.module_globals import variable_holding
 from pytest_pgleak.owners import Owner
 from pytest_pgleak.ownership import Ownership
 from pytest_pgleak.views import View
+from pytest_pgleak.xunit_style import is_xunit
 
 if TYPE_CHECKING:
     import pytest

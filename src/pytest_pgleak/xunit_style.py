@@ -1,0 +1,59 @@
+"""Set-ups and teardowns of xunit style and of unittest's, which pytest runs as fixtures of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from pytest_pgleak.owners import Owner
+
+if TYPE_CHECKING:
+    import pytest
+
+_OF_CLASSES: Final = (
+    *("setup_class", "teardown_class", "setUpClass", "tearDownClass", "setup_method", "teardown_method"),
+    *("setUp", "tearDown", "asyncSetUp", "asyncTearDown"),
+)
+_OF_MODULES: Final = ("setup_module", "teardown_module", "setUpModule", "tearDownModule")
+_OF_FUNCTIONS: Final = ("setup_function", "teardown_function")
+
+
+def is_xunit(owner: Owner) -> bool:
+    """Tell whether a fixture is pytest's own, for a set-up of xunit style or of unittest's."""
+    return (owner.fixturename or "").startswith(("_xunit_setup_", "_unittest_set"))
+
+
+def xunit_teardown(owner: Owner, item: pytest.Item | None) -> Callable[..., Any] | None:
+    """Return the user's teardown function behind one of pytest's fixtures for such set-ups."""
+    if not is_xunit(owner):
+        return None
+    places = {
+        "module": (getattr(item, "module", None), ("teardown_module", "tearDownModule")),
+        "class": (getattr(item, "cls", None), ("teardown_class", "tearDownClass")),
+        "function": (getattr(item, "instance", None) or getattr(item, "module", None), ("teardown_method",)),
+    }
+    place, names = places.get(owner.scope or "", (None, ()))
+    found = (getattr(place, teardown, None) for teardown in names)
+    return next((teardown for teardown in found if teardown is not None), None)
+
+
+def xunit_functions(opener: Owner, item: pytest.Item) -> list[Callable[..., Any]]:
+    """Return the functions that may end what a test did on a connection; those of base classes included.
+
+    A set-up counts as well as a teardown, for it may register what is done in the end: ``cls.addClassCleanup(…)``.
+
+    Args:
+        opener: Who has opened the connection. Those of a module count for the connection that they have opened.
+        item: The test.
+    """
+    bases = getattr(getattr(item, "cls", None), "__mro__", ())
+    of_classes = (vars(base).get(name) for base in bases for name in _OF_CLASSES)
+    names = [*(_OF_MODULES if is_xunit(opener) and opener.scope == "module" else ()), *(_OF_FUNCTIONS * (not bases))]
+    of_module = (getattr(getattr(item, "module", None), name, None) for name in names)
+    found = (getattr(each, "__func__", each) for each in (*of_classes, *of_module))
+    return [each for each in found if callable(each)]
+
+
+def class_attributes(item: pytest.Item | None) -> list[object]:
+    """Return what the class of a test, and its base classes, keep in their attributes."""
+    return [value for base in getattr(getattr(item, "cls", None), "__mro__", ()) for value in list(vars(base).values())]
