@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_pgleak.live.command import DEFAULT, LiveServerError, read_command
+from pytest_pgleak.live.command import DEFAULT, LiveServerError, check_is_used, read_command
 
 VALUES = {"app": "app.main:app", "workers": "4", "host": "127.0.0.1", "port": "5000", "dsn": "host=h password=secret"}
 
@@ -86,6 +86,29 @@ def test_gunicorn_makes_no_control_socket_unless_it_is_told_to(says, has):
     words = read_command(f"gunicorn a:b {says}", VALUES, "/python", has_control_socket=True).arguments
     assert (words[-3] == "--no-control-socket") is has
     assert ("--no-control-socket" in words) is (says != "--control-socket c")
+
+
+@pytest.mark.parametrize(
+    ("text", "app", "workers", "says"),
+    [
+        ("uvicorn {app}", "shop:app", None, None),
+        ("uvicorn shop:app", "shop:app", None, None),
+        ("uvicorn shop:app", None, None, None),
+        ("uvicorn {app} --workers 2", "shop:app", 2, None),
+        ("WEB_CONCURRENCY=2 uvicorn {app}", "shop:app", 2, None),
+        ("uvicorn shop:app", "other:app", None, 'pgleak_live("other:app")'),
+        ("uvicorn {app}", "shop:app", 2, "pgleak_live(workers=2)"),
+        ("A=postgresql://a:secret@h/d uvicorn shop:app --workers 2", "other:app", 3, "Put {app} and {workers} into it"),
+    ],
+)
+def test_what_a_command_has_no_place_for(text, app, workers, says):
+    if says is None:
+        check_is_used(text, app, workers)
+        return
+    with pytest.raises(LiveServerError) as caught:
+        check_is_used(text, app, workers)
+    assert says in str(caught.value)
+    assert "secret" not in str(caught.value)
 
 
 def test_an_application_has_to_be_named():

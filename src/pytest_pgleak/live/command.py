@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from pytest_pgleak.rendering import without_passwords
+
 HOST: Final = "127.0.0.1"
 DEFAULT: Final = "uvicorn {app} --workers {workers}"
 """What ``pgleak_live_command`` is where nobody has set it."""
@@ -86,6 +88,32 @@ def read_command(text: str, values: Mapping[str, str], python: str, *, has_contr
             if (everywhere := _EVERYWHERE.search(word)) is not None:
                 raise _reachable(everywhere[0])
     return Command(tuple(words), environment, _workers(words, environment))
+
+
+def check_is_used(text: str, app: str | None, workers: int | None) -> None:
+    """Check that a command has a place for what ``pgleak_live`` was given.
+
+    Args:
+        text: The command.
+        app: The application; None where none was named.
+        workers: How many processes; None where nobody has said that.
+
+    Raises:
+        LiveServerError: It would do something else.
+    """
+    missing = []
+    if app is not None and "{app}" not in text and app not in text:
+        missing.append((f'"{app}"', "{app}"))
+    says_workers = "{workers}" in text or "WEB_CONCURRENCY" in text
+    if workers is not None and not says_workers and workers != _workers(text.split(), {}):
+        missing.append((f"workers={workers}", "{workers}"))
+    if missing:
+        given = ", ".join(each for each, _ in missing)
+        places = " and ".join(place for _, place in missing)
+        raise LiveServerError(
+            f"pgleak_live({given}): the command has no place for that, `{without_passwords(text)}`. Put {places} into"
+            " it, or give pgleak_live another command"
+        )
 
 
 def _filled(word: str, values: Mapping[str, str]) -> str:

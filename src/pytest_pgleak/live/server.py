@@ -226,8 +226,8 @@ class LiveServer:
 
     def _failure(self, what: str) -> str:
         command = without_passwords(shlex.join(self.command.arguments))
-        log = without_passwords(self.log.strip())[-_LOG_TAIL:]
-        shown = "\n".join(f"    {line}" for line in log.splitlines()) or "    (nothing)"
+        lines = _tail(without_passwords(self.log.strip()))
+        shown = "\n".join(f"    {line}" for line in lines) or "    (nothing)"
         return f"the live server was started, but {what}.\n  command: {command}\n  its log:\n{shown}"
 
 
@@ -282,6 +282,14 @@ def _free_port() -> int:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def _tail(log: str) -> list[str]:
+    """Return the last lines of a log, whole ones, unless the last one is too long by itself."""
+    if len(log) <= _LOG_TAIL:
+        return log.splitlines()
+    first, _, others = log[-_LOG_TAIL:].partition("\n")
+    return ["…", *(others or first).splitlines()]
 
 
 def _code(code: int) -> str:

@@ -14,7 +14,7 @@ from pytest_pgleak.budget.timeline import Timeline
 from pytest_pgleak.clock import Clock
 from pytest_pgleak.find import Question
 from pytest_pgleak.findings import Finding
-from pytest_pgleak.live.command import DEFAULT, LiveServerError
+from pytest_pgleak.live.command import DEFAULT, LiveServerError, check_is_used
 from pytest_pgleak.live.last_words import LastWords, killed_in_transaction, lost_write, outlived
 from pytest_pgleak.live.server import TAG, LiveServer
 from pytest_pgleak.live.trackers import OwnTracker, own_trackers
@@ -79,7 +79,7 @@ class LiveServers:
         self,
         app: str | None = None,
         *,
-        workers: int = 1,
+        workers: int | None = None,
         command: str | None = None,
         env: Mapping[str, str] | None = None,
         timeout: float = TIMEOUT,
@@ -88,18 +88,19 @@ class LiveServers:
 
         Args:
             app: What stands for ``{app}`` in the command: where your application is, as ``"app.main:app"``.
-            workers: What stands for ``{workers}``: how many processes serve.
+            workers: What stands for ``{workers}``: how many processes serve; 1 if nobody says.
             command: Instead of the one of ``pgleak_live_command``.
             env: Variables for its environment, beside those of pytest.
             timeout: How long it may take until it answers, seconds.
         """
         __tracebackhide__ = True
         text = self._command if command is None else command
-        values = {"workers": str(workers)}
+        values = {"workers": str(workers or 1)}
         if app is not None:
             values["app"] = app
         trouble = ""
         try:
+            check_is_used(text, app, workers)
             if "{dsn}" in text:
                 values["dsn"] = self._dsn()
             root, is_watched = self._state.config.rootpath, self._state.settings.mode != "off"
