@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from pytest_pgleak.belonging import Belonging
 from pytest_pgleak.budget.rules import find_over_limit, find_over_limit_of_workers
 from pytest_pgleak.checkpoints import Checkpoint
 from pytest_pgleak.find import Question
 from pytest_pgleak.findings import Finding
-from pytest_pgleak.guardians import is_held, pending_finalizers
-from pytest_pgleak.isolation import finishes_prepared, is_installed, is_own, rolls_back
-from pytest_pgleak.kinds import COMMIT_AFTER_RESPONSE, TRANSACTION_LEFT_OPEN
+from pytest_pgleak.guardians import pending_finalizers
+from pytest_pgleak.kinds import COMMIT_AFTER_RESPONSE
 from pytest_pgleak.owners import Owner
-from pytest_pgleak.prepared.left import LeftPrepared
-from pytest_pgleak.process_lifetime import ProcessLifetime, opening_stack, pool_around, target_of
 from pytest_pgleak.reporting import LeaksFound, entries_of_verdicts, plain
 from pytest_pgleak.settings import MarkerSettings
 from pytest_pgleak.settling import Findings, settle, settle_async
@@ -58,14 +56,9 @@ class ItemCheck:
         self._marker = marker
         self.grace = state.settings.grace if marker.grace is None else marker.grace
         self._in_transaction_before: frozenset[int] = frozenset()
-        self._deferred: frozenset[int] = frozenset()
         self._judged_in_loop = False
         self._failed = False
-        self._guarded: dict[tuple[str, int], Owner | None] = {}
-        self._of_process: dict[tuple[str, int], Owner | None] = {}
-        self._finalizers_owner: Owner | None = None
-        self._process_lifetime = ProcessLifetime(state.ownership, fixtures)
-        self._has_handed_over = False
+        self.belonging = Belonging(state, fixtures, item)
         self._call_verdicts = Verdicts()
         self._teardown_verdicts = Verdicts()
         self._wrapped: tuple[Any, Any] | None = None
@@ -121,20 +114,20 @@ class ItemCheck:
             left_open: Connections that were in a transaction of a fixture's set-up when its teardown began.
         """
         state = self._state
-        if self._finalizers_owner is not None:
-            ended = [*ended, self._finalizers_owner]
+        if self.belonging.finalizers_owner is not None:
+            ended = [*ended, self.belonging.finalizers_owner]
         watched = {owner.serial for owner in ended if self._fixtures.is_watched(owner)}
         question = Question(
             asker=self.owner or state.ownership.session,
             ended=frozenset(watched),
             judged=self._fixtures.watched_serials(),
-            transactions=bool(self._deferred),
+            transactions=bool(self.belonging.deferred),
             in_transaction_before=self._in_transaction_before,
             failed=self._failed,
             late_commits=self._finds_late_commits,
             left_open=left_open,
         )
-        checkpoint = Checkpoint(question, self.grace, keep=self._belongs_to_teardown)
+        checkpoint = Checkpoint(question, self.grace, keep=self.belonging.belongs_to_teardown)
         findings = settle(self._settling(checkpoint))
         if self.owner is not None:
             # What its requests still held at the end of the call phase is judged now.
@@ -260,8 +253,8 @@ class ItemCheck:
             question,
             self.grace,
             new_backends=True,
-            keep=self._belongs_to_call,
-            has_new_owners=self._take_handed_over,
+            keep=self.belonging.belongs_to_call,
+            has_new_owners=self.belonging.take_handed_over,
         )
 
     def _over_limit(self) -> tuple[Finding, ...]:
@@ -274,107 +267,6 @@ class ItemCheck:
         takes = [each.identity.max_connections for each in known if each is not None and each.identity is not None]
         together = find_over_limit_of_workers(timelines, peak, self.owner, min(takes, default=0))
         return together or find_over_limit(peak, self.owner)
-
-    def _belongs_to_call(self, finding: Finding, view: View) -> bool:
-        if finding.prepared is not None:
-            return not self._is_finished_by_teardown(finding.prepared)
-        if finding.kind == TRANSACTION_LEFT_OPEN:
-            return self._transaction_belongs_to_call(finding, view)
-        return not (finding.can_heal and self._is_somebody_elses_to_close(finding, view))
-
-    def _transaction_belongs_to_call(self, finding: Finding, view: View) -> bool:
-        connection = next(c for c in view.connections if c.serial == finding.serial)
-        opener = (connection.checkout or connection.opened).owner
-        if opener.scope == "function" and self._fixtures.test_function(opener, is_installed):
-            return False
-        if finding.library.ends_transactions:
-            if opener.scope == "function" or connection.taken is not None:
-                return False  # it is given back right after the test; or a session has begun it, as they do, by itself
-            if self._fixtures.any_wider(self._item, rolls_back):
-                return False  # a transaction that is begun there begins only with the first statement
-        if opener.what == "fixture" and opener.scope == "function" and not self._has_written(finding):
-            # psycopg begins a transaction with the first SELECT, and this one ends with its connection, right after the
-            # test. A session's fixture would hand it on to the next test.
-            self._deferred |= {finding.serial}
-            return False
-        if opener.scope != "function" and self._fixtures.rolls_back_for(opener, self._item):
-            return False
-        isolates = self._fixtures.any_function_scoped(self._item, rolls_back) or (
-            # A session on this connection ends its transaction when it is closed.
-            finding.library.ends_transactions and self._fixtures.any_function_scoped(self._item, is_own)
-        )
-        if isolates or self._fixtures.rolls_back_for(opener, self._item):
-            # Its rollback comes after the call phase: judged when the fixtures have been torn down.
-            self._deferred |= {finding.serial}
-            return False
-        return True
-
-    def _has_written(self, finding: Finding) -> bool:
-        """Tell whether the open transaction of a finding has written anything, as far as the server is known."""
-        if finding.connection is None:
-            return False
-        backend = self._state.observers.look([finding.connection]).backends.get(finding.connection.backend_pid)
-        return backend is not None and backend.backend_xid is not None
-
-    def _is_finished_by_teardown(self, left: LeftPrepared) -> bool:
-        """Hand a prepared transaction over to the teardown of this test, where that finishes some."""
-        teardown = getattr(getattr(self._item, "instance", None), "teardown_method", None)
-        in_teardown = teardown is not None and finishes_prepared(teardown)
-        if not in_teardown and not self._fixtures.any_function_scoped(self._item, finishes_prepared):
-            return False
-        owner = self._until_teardown()
-        self._fixtures.watch_owner(owner)
-        self._state.ledger.prepared.reassign(left.server, left.gid, owner)
-        return True
-
-    def _is_somebody_elses_to_close(self, finding: Finding, view: View) -> bool:
-        """Hand a thing that the test has opened over to the fixture or lifespan that holds it to close it."""
-        if (target := target_of(finding)) is None:
-            return False
-        key = (finding.subject, finding.serial)
-        if key not in self._guarded:
-            around, is_lent = pool_around(finding), finding.subject == "checkout"
-            stack = opening_stack(finding, view)
-            guardian = self._fixtures.guardian_of(target, stack, self._item, around, is_lent=is_lent)
-            if guardian is None and is_held(target, pending_finalizers(self._item), around):
-                guardian = self._until_teardown()
-            self._guarded[key] = guardian
-        if (guardian := self._guarded[key]) is None:
-            return self.is_process_lifetime(finding, view)
-        self._fixtures.watch_owner(guardian)
-        self._state.ledger.reassign(finding.subject, finding.serial, guardian)
-        return True
-
-    def is_process_lifetime(self, finding: Finding, view: View) -> bool:
-        """Hand a thing over to the process, where a global variable keeps what was opened on first use."""
-        key = (finding.subject, finding.serial)
-        if key not in self._of_process:
-            self._of_process[key] = self._process_lifetime.owner_of(finding, view, self._item)
-        if (process := self._of_process[key]) is None:
-            return False
-        self._state.ledger.reassign(finding.subject, finding.serial, process)
-        self._has_handed_over = True
-        return True
-
-    def _take_handed_over(self) -> bool:
-        handed_over, self._has_handed_over = self._has_handed_over, False
-        return handed_over
-
-    @property
-    def living(self) -> frozenset[int]:
-        """Serial of the owner that ends with the finalizers of this test, if there is one."""
-        return frozenset() if self._finalizers_owner is None else frozenset({self._finalizers_owner.serial})
-
-    def _until_teardown(self) -> Owner:
-        """Return an owner that ends when the finalizers of this test have run."""
-        if self._finalizers_owner is None:
-            self._finalizers_owner = self._state.ownership.begin("call", self._item.nodeid)
-        return self._finalizers_owner
-
-    def _belongs_to_teardown(self, finding: Finding, view: View) -> bool:
-        if finding.kind == TRANSACTION_LEFT_OPEN:
-            return finding.serial in self._deferred or finding.ending is Ending.CLOSED
-        return not self.is_process_lifetime(finding, view)
 
     def _tell(self, findings: Iterable[Finding], view: View) -> tuple[Verdicts, list[Heal]]:
         """Sort, remember, heal. Returns also what has to be awaited for healing."""

@@ -168,7 +168,7 @@ def _sorted(findings: tuple[Finding, ...], item: pytest.Item, state: State) -> V
 
 def _keep(state: State) -> Callable[[Finding, View], bool]:
     check = state.current_check
-    return lambda finding, view: check is None or not check.is_process_lifetime(finding, view)
+    return lambda finding, view: check is None or not check.belonging.is_process_lifetime(finding, view)
 
 
 def _in_event_loop() -> bool:

@@ -110,5 +110,7 @@ class Hangs:
     def _living(self) -> frozenset[int]:
         check = self._state.current_check
         return (
-            self._state.ownership.living | self._fixtures.living | (check.living if check is not None else frozenset())
+            self._state.ownership.living
+            | self._fixtures.living
+            | (check.belonging.living if check is not None else frozenset())
         )
