@@ -75,7 +75,11 @@ class State:
         self.tracker.observers = self.observers
         self.sessions = self.tracker.sessions = SessionTracking(self._judges_sessions, psycopg_internals, self.fault)
         self.shared = self.tracker.shared = SharedSessions(
-            self._judges_sessions, self.pgbouncer, prepared_by_itself, self.fault
+            self._judges_sessions,
+            self.pgbouncer,
+            lambda: self.observers.servers.seeing.values(),
+            prepared_by_itself,
+            self.fault,
         )
         self.requests = itertools.count(1)
         self.asgi = AsgiTracking(self.ownership, lambda: next(self.requests), self.loops, self._lifespan_ended)

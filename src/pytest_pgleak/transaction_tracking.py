@@ -42,6 +42,7 @@ class Operation:
         how: The end of a transaction that it asks for; None for a statement, which may still bring one about.
         statement: Its SQL text, where it is a statement.
         is_block: Whether it is the end of a ``conn.transaction()`` block, that may be a savepoint's.
+        begins_block: Whether it is the beginning of one.
         fails: Whether such a block is left by an exception.
         forced: Whether such a block rolls back whatever happens.
         gids: The prepared transactions that it prepares or finishes.
@@ -53,6 +54,7 @@ class Operation:
     how: How | None = None
     statement: str | None = None
     is_block: bool = False
+    begins_block: bool = False
     fails: bool = False
     forced: bool = False
     gids: tuple[GidUse, ...] = ()

@@ -21,11 +21,11 @@ TENANT = SessionState(custom={"app.tenant": "seven"})
 ROLE = SessionState(role="monitor")
 
 
-def hints(*statements, serial=10, parameters=None, at=1.0):
+def hints(*statements, serial=10, parameters=None, at=1.0, server=4711):
     return [
-        SharedHint(text, names, moment(at=at + number), serial, connection_facts())
+        SharedHint(text, names, moment(at=at + number), serial, connection_facts(), None, values, server)
         for number, statement in enumerate(statements)
-        for text, names in parts_of(statement, parameters)
+        for text, names, values in parts_of(statement, parameters)
     ]
 
 
@@ -35,7 +35,7 @@ def names(state, given, pid=4711):
 
 LEAVES = [
     (WORK_MEM, ["set work_mem = '77MB'"]),
-    (WORK_MEM, ["SET SESSION Work_Mem TO 1000"]),
+    (WORK_MEM, ["SET SESSION Work_Mem TO '77MB'"]),
     (WORK_MEM, ["reset work_mem", "set work_mem = '77MB'"]),
     (WORK_MEM, ["set work_mem = '77MB'; select 1"]),
     (WORK_MEM, ["set work_mem = '77MB'", "reset lock_timeout"]),
@@ -82,6 +82,10 @@ def test_what_is_not_seen_was_not_left(state, statements):
         (WORK_MEM, ["set work_mem = '77MB'", "set work_mem = default"]),
         (WORK_MEM, ["set maintenance_work_mem = '77MB'"]),
         (WORK_MEM, ["show work_mem"]),
+        (WORK_MEM, ["update visits set work_mem = 1"]),
+        (ROLE, ["update visits set role = 'monitor'"]),
+        (TABLE, ["create temp table kept (id int) on commit drop"]),
+        (CURSOR, ["declare kept cursor for select 1"]),
         (WORK_MEM, ["select set_config('work_mem', '77MB', true)"]),
         (WORK_MEM, ["select set_config('work_mem', '77MB', %s)"]),
         (TENANT, ["select set_config('app.tenant', 'seven', true)"]),
@@ -111,6 +115,37 @@ def test_what_is_not_seen_was_not_left(state, statements):
 )
 def test_nobody_is_accused_where_no_statement_tells_whose_doing_it_was(state, statements):
     assert names(state, hints(*statements)) == []
+
+
+@pytest.mark.parametrize(("state", "statements"), LEAVES)
+@pytest.mark.parametrize("server", [4712, None])
+def test_nobody_is_accused_of_what_is_on_a_server_connection_that_was_not_theirs(state, statements, server):
+    assert names(state, hints(*statements, server=server)) == []
+
+
+def test_where_it_was_taken_away_need_not_be_known():
+    given = [*hints("set work_mem = '77MB'"), *hints("reset work_mem", server=None)]
+    assert names(WORK_MEM, given) == []
+    assert names(WORK_MEM, [*hints("set work_mem = '77MB'"), *hints("reset work_mem", server=4712)]) == ["work_mem"]
+
+
+@pytest.mark.parametrize(
+    ("state", "statement", "parameters", "is_theirs"),
+    [
+        (WORK_MEM, "set work_mem = '78848kB'", None, True),
+        (WORK_MEM, "set work_mem = '4MB'", None, False),
+        (WORK_MEM, "select set_config('work_mem', %s, false)", ["77MB"], True),
+        (WORK_MEM, "select set_config('work_mem', %s, false)", ["4MB"], False),
+        (TENANT, "set app.tenant = 'seven'", None, True),
+        (TENANT, "set app.tenant = 'eight'", None, False),
+        (TENANT, "select set_config('app.tenant', $1, false)", ["eight"], False),
+        (TENANT, "select set_config(%(name)s, %(to)s, false)", {"name": "app.tenant", "to": "eight"}, False),
+        (ROLE, "set role monitor", None, True),
+        (ROLE, "set role other", None, False),
+    ],
+)
+def test_another_value_is_somebody_elses(state, statement, parameters, is_theirs):
+    assert bool(names(state, hints(statement, parameters=parameters))) is is_theirs
 
 
 @pytest.mark.parametrize(
@@ -148,27 +183,29 @@ def test_a_setting_that_has_its_own_value_again_is_not_left():
 
 
 def test_one_line_is_one_finding_on_however_many_server_connections():
-    (left,) = left_on({1: WORK_MEM, 2: WORK_MEM}, hints("set work_mem = '77MB'"), SERVER)
+    given = hints("set work_mem = '77MB'", server=1) + hints("set work_mem = '77MB'", server=2)
+    (left,) = left_on({1: WORK_MEM, 2: WORK_MEM}, given, SERVER)
     assert left.left == (Leftover("setting", "work_mem", "77MB", "4MB"),)
     assert left.shared == SharedServer("app", "web", "transaction", (1, 2))
 
 
 def test_two_lines_are_two_findings():
-    given = hints("set work_mem = '77MB'")
-    other = SharedHint("listen visits", frozenset(), moment(where=stack(("b", "/p/b.py", 2))), 10, connection_facts())
+    given = hints("set work_mem = '77MB'", server=1)
+    where = moment(where=stack(("b", "/p/b.py", 2)))
+    other = SharedHint("listen visits", frozenset(), where, 10, connection_facts(), server=1)
     state = SessionState(settings=WORK_MEM.settings, channels=LISTENING.channels)
     assert len(left_on({1: state}, [*given, other], SERVER)) == 2
 
 
 def test_what_a_driver_has_prepared_is_known_by_its_name_and_its_text():
     state = SessionState(prepared={"_pg3_0": "select $1"})
-    own = SharedHint("", frozenset(), moment(FIXTURE), 10, connection_facts(), ("_pg3_0", "select $1"))
-    others = SharedHint("", frozenset(), moment(), 10, connection_facts(), ("_pg3_0", "select $2"))
+    own = SharedHint("", frozenset(), moment(FIXTURE), 10, connection_facts(), ("_pg3_0", "select $1"), server=1)
+    others = SharedHint("", frozenset(), moment(), 10, connection_facts(), ("_pg3_0", "select $2"), server=1)
     (left,) = left_on({1: state}, [own, others], SERVER)
     assert left.holder.owner == FIXTURE
-    assert names(state, [others]) == []
+    assert names(state, [others], pid=1) == []
     # PgBouncer from 1.21 on gives them names of its own.
-    assert names(SessionState(prepared={"PGBOUNCER_1": "select $1"}), [own]) == []
+    assert names(SessionState(prepared={"PGBOUNCER_1": "select $1"}), [own], pid=1) == []
 
 
 @pytest.mark.parametrize(
@@ -249,8 +286,8 @@ def test_where_it_was_left():
 
 
 def test_what_the_same_line_leaves_again_is_the_same():
-    (one,) = left_on({1: WORK_MEM}, hints("set work_mem = '77MB'", at=1.0), SERVER)
-    (again,) = left_on({2: WORK_MEM}, hints("set work_mem = '77MB'", serial=11, at=9.0), SERVER)
-    (other,) = left_on({1: LISTENING}, hints("listen visits"), SERVER)
+    (one,) = left_on({1: WORK_MEM}, hints("set work_mem = '77MB'", at=1.0, server=1), SERVER)
+    (again,) = left_on({2: WORK_MEM}, hints("set work_mem = '77MB'", serial=11, at=9.0, server=2), SERVER)
+    (other,) = left_on({1: LISTENING}, hints("listen visits", server=1), SERVER)
     assert is_same(one, again)
     assert not is_same(one, other)

@@ -74,7 +74,9 @@ class WorkerState:
         self.tracker.observers = self.observers
         self.tracker.executed = self.notes.executed
         self.sessions = self.tracker.sessions = SessionTracking(lambda: True, psycopg_internals, self.fault)
-        self.shared = self.tracker.shared = SharedSessions(lambda: True, self.pgbouncer, prepared_by_itself, self.fault)
+        self.shared = self.tracker.shared = SharedSessions(
+            lambda: True, self.pgbouncer, lambda: self.observers.servers.seeing.values(), prepared_by_itself, self.fault
+        )
         self.asgi = asgi(self.ownership, self.loops)
         prepared = PreparedWatch(self.ledger, self.observers, lambda: (), self._may_change, self._note)
         self.judge = Judge(

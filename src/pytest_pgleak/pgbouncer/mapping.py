@@ -62,14 +62,15 @@ def is_backend_of(backend: Backend, server: ServerConnection, console: Console) 
     return backend.client_port == server.local[1]
 
 
+def servers_of(console: Console, client: Client) -> tuple[ServerConnection, ...]:
+    """Return the server connections of the pool of a client."""
+    return tuple(server for server in console.servers if (server.database, server.user) == pool_of(console, client))
+
+
 def idle_in_pool_of(console: Console, client: Client) -> tuple[ServerConnection, ...]:
     """Return the server connections that the next client of a pool may be given."""
     return tuple(
-        server
-        for server in console.servers
-        if (server.database, server.user) == pool_of(console, client)
-        and not server.link
-        and server.state in ("idle", "used")
+        server for server in servers_of(console, client) if not server.link and server.state in ("idle", "used")
     )
 
 

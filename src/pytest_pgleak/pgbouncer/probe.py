@@ -7,7 +7,7 @@ same server connections. In a transaction each of them keeps the one that it was
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Final
 
 from pytest_pgleak.session_state.queries import look_at, undo_at
@@ -18,13 +18,16 @@ _MOST: Final = 8
 """Server connections that are looked at: PgBouncer gives away first what it has got back last."""
 
 
-def look_at_idle(conninfo: str, number: int, customs: Iterable[str], *, holds: bool = True) -> dict[int, SessionState]:
+def look_at_idle(
+    conninfo: str, number: int, customs: Iterable[str], wanted: Collection[int], *, holds: bool = True
+) -> dict[int, SessionState]:
     """Read the state of idle server connections.
 
     Args:
         conninfo: Leads through PgBouncer, as the application does.
         number: How many are idle. For more than these PgBouncer would have to open new ones.
         customs: Names of settings of the application's own to read.
+        wanted: The pids of those that are to be looked at. The others are in the way of them.
         holds: Whether a transaction holds a server connection. Where only statements are pooled, PgBouncer refuses it,
             and throws the server connection away; then the one that was used last is all that can be seen.
 
@@ -37,7 +40,7 @@ def look_at_idle(conninfo: str, number: int, customs: Iterable[str], *, holds: b
         found = look_at(pgconn, names, f"{OWN} begin; " if holds else "")
         if found is not None:
             seen[found[0]] = found[1]
-        return found is not None
+        return found is not None and not seen.keys() >= set(wanted)
 
     _each(conninfo, number, look)
     return seen

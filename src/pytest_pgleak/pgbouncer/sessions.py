@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pytest_pgleak import psycopg_internals
 from pytest_pgleak.clock import Clock
 from pytest_pgleak.events import ConnectionFacts, Moment
 from pytest_pgleak.known_servers import conninfo_of
 from pytest_pgleak.libraries.psycopg3 import PSYCOPG
+from pytest_pgleak.pgbouncer.pending import Pending
 from pytest_pgleak.pgbouncer.probe import look_at_idle, undo_on_idle
 from pytest_pgleak.pgbouncer.rows import Address, Client
 from pytest_pgleak.pgbouncer.shared import SharedHint, is_same, is_text_of, left_on, may_leave, parts_of
@@ -24,12 +25,18 @@ from pytest_pgleak.session_state.state import Leftover, LeftState, SessionState,
 from pytest_pgleak.transaction_tracking import Operation, how_of
 from pytest_pgleak.transactions import How
 
+if TYPE_CHECKING:
+    from pytest_pgleak.observer import Observer
+
 _MOST: Final = 200
 """Statements that are remembered."""
 _IN_TRANSACTION: Final = ("INTRANS", "INERROR", "ACTIVE")
 _FAREWELL: Final = 0.002
 """Seconds between two looks for a client that has just gone."""
 _FAREWELLS: Final = 25
+_WAIT: Final = 0.005
+"""Seconds between two looks at a server connection that another client has at this moment."""
+_WAITS: Final = 20
 
 
 @dataclass(slots=True)
@@ -38,7 +45,7 @@ class _Client:
 
     client: Client
     conninfo: str
-    pending: list[SharedHint] = field(default_factory=list)
+    pending: Pending = field(default_factory=Pending)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,7 @@ class SharedSessions:
     Args:
         is_enabled: Tells whether a test is being checked, for this kind of finding.
         pgbouncer: The console.
+        observers: Returns the servers that can be asked; one of them may be the one behind PgBouncer.
         prepared: Returns the statements that a driver has prepared by itself on a connection: texts by names.
         fault: Takes note, inside an ``except`` block, of a fault of the plugin; the argument says where.
     """
@@ -64,11 +72,13 @@ class SharedSessions:
         self,
         is_enabled: Callable[[], bool],
         pgbouncer: PgBouncer,
+        observers: Callable[[], Iterable[Observer]],
         prepared: Callable[[ConnectionFacts, Any], Mapping[str, str]],
         fault: Callable[[str], None],
     ) -> None:
         self._is_enabled = is_enabled
         self._pgbouncer = pgbouncer
+        self._observers = observers
         self._prepared = prepared
         self._fault = fault
         self._clients: dict[int, _Client] = {}
@@ -118,13 +128,19 @@ class SharedSessions:
             if client is None:
                 return
             parts, now = parts_of(statement, operation.parameters) if error is None else (), moment()
-            client.pending += [SharedHint(text, names, now, serial, facts) for text, names in parts]
-            client.pending += [SharedHint("", frozenset(), now, serial, facts, each) for each in prepared]
-        if client is not None and client.pending and statuses[1] not in _IN_TRANSACTION:
+            server = self._pgbouncer.served_by(facts, connection, statement, self._observers())
+            hints = client.pending.hints
+            hints += [SharedHint(text, names, now, serial, facts, None, to, server) for text, names, to in parts]
+            hints += [SharedHint("", frozenset(), now, serial, facts, each, {}, server) for each in prepared]
+        if client is None:
+            return
+        if statuses[1] in _IN_TRANSACTION:
+            if error is None:
+                client.pending.follow(operation)
+        elif client.pending.hints:
             is_undone = error is not None or _is_rolled_back(statuses[0], operation)
-            kept = [hint for hint in client.pending if not is_undone or hint.outlives_rollback]
+            kept = [hint for hint in client.pending.take() if not is_undone or hint.outlives_rollback]
             self._ended.extend(_Ended(hint, client.client, client.conninfo) for hint in kept)
-            client.pending.clear()
 
     def closed(self, serial: int) -> None:
         """A connection is closed, or gone. In a transaction, PgBouncer throws its server connection away."""
@@ -210,13 +226,27 @@ class SharedSessions:
 
     def _left_in(self, ended: list[_Ended]) -> tuple[LeftState, ...]:
         hints = [each.hint for each in ended]
-        customs = {name for hint in hints for name in hint.names if "." in name}
-        client, conninfo = ended[-1].client, ended[-1].conninfo
+        client = ended[-1].client
         server = SharedServer(client.database, client.user, self._pgbouncer.pool_mode(client))
-        seen: Mapping[int, SessionState] = {}
-        if (number := self._pgbouncer.idle_servers(client)) > 0:
-            seen = look_at_idle(conninfo, number, sorted(customs), holds=server.pool_mode != "statement")
+        seen: dict[int, SessionState] = {}
+        wanted = {hint.server for hint in hints if hint.server is not None}
+        for attempt in range(_WAITS if wanted else 0):
+            if attempt:
+                Clock.sleep(_WAIT)
+            before = self._pgbouncer.busy_servers(client)
+            seen |= self._look(ended, wanted - seen.keys(), server)
+            missing = wanted - seen.keys()
+            # Another client has it, or another process looks at it, too: it will be back.
+            if server.pool_mode == "statement" or not missing & (before | self._pgbouncer.busy_servers(client)):
+                break
         return left_on(seen, hints, server)
+
+    def _look(self, ended: list[_Ended], wanted: set[int], server: SharedServer) -> dict[int, SessionState]:
+        customs = {name for each in ended for name in each.hint.names if "." in name}
+        client, conninfo = ended[-1].client, ended[-1].conninfo
+        if (number := self._pgbouncer.idle_servers(client)) == 0:
+            return {}
+        return look_at_idle(conninfo, number, sorted(customs), wanted, holds=server.pool_mode != "statement")
 
 
 def _is_rolled_back(before: str, operation: Operation) -> bool:

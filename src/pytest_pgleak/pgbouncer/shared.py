@@ -1,17 +1,19 @@
 """What one client has left on a server connection that PgBouncer gives to the next one. Pure.
 
 That something was left is never told from the text of a statement: another client has seen it. Statements only tell
-whose doing it was, and where nothing tells that, nobody is accused.
+whose doing it was, if they are known to have run on the same server connection; where nothing tells that, nobody is
+accused: several processes may share a pool.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from pytest_pgleak.events import ConnectionFacts, Moment
+from pytest_pgleak.pgbouncer.values import is_another, values_in
 from pytest_pgleak.session_state.hints import mentions
 from pytest_pgleak.session_state.state import Leftover, LeftState, SessionState, SharedServer, left_since
 from pytest_pgleak.session_state.statements import names_in
@@ -27,9 +29,15 @@ _LONGEST: Final = 2_000
 _LOCKS: Final = re.compile(r"\bpg_(?:try_)?advisory_lock")
 _UNLOCKS: Final = re.compile(r"\bpg_advisory_unlock(?!_all)")
 _PREPARES: Final = re.compile(r"\s*prepare\s+(?!transaction\b)")
+_ENDS_BY_ITSELF: Final = re.compile(r"\bon\s+commit\s+drop\b")
+_SETS: Final = re.compile(r"set\s|.*\bset_config\s*\(", re.DOTALL)
 _PLACEHOLDER: Final = re.compile(r"\$\d+|%(?:\(\w+\))?[sbt]")
+_MAY_BE_HINT: Final = re.compile(
+    r"\b(?:set|listen|declare|create|reset|unlisten|discard|deallocate|drop|close|prepare|set_config|temp|temporary)\b"
+    r"|advisory_(?:un)?lock"
+)
 _LEAVES: Final = re.compile(
-    r"\s*(?:set\s+(?!local\b|transaction\b|constraints\b)|listen\b|declare\b|create\s|reset\b|unlisten\b|discard\b"
+    r"^[\s(]*(?:set\s+(?!local\b|transaction\b|constraints\b)|listen\b|declare\b|create\s|reset\b|unlisten\b|discard\b"
     r"|deallocate\b|drop\b|close\b)|\bset_config\s*\(.*?,\s*false\s*\)|\binto\s+(?:local\s+|global\s+)?temp|advisory_(?:un)?lock",
     re.DOTALL,
 )
@@ -49,6 +57,8 @@ class SharedHint:
         connection: Serial of the connection.
         facts: Facts of the connection.
         prepared: Name and text of a statement that the driver itself has prepared meanwhile.
+        values: What it sets settings to, as far as that can be told.
+        server: The pid of the server connection that has executed it; None where nobody knows.
     """
 
     text: str
@@ -57,6 +67,8 @@ class SharedHint:
     connection: int
     facts: ConnectionFacts
     prepared: tuple[str, str] | None = None
+    values: Mapping[str, str] = field(default_factory=dict, repr=False)  # row-level security: may be anything
+    server: int | None = None
 
     @property
     def outlives_rollback(self) -> bool:
@@ -64,27 +76,26 @@ class SharedHint:
         return self.prepared is not None or bool(_LOCKS.search(self.text) or _PREPARES.match(self.text))
 
 
-def parts_of(statement: str, parameters: object = None) -> tuple[tuple[str, frozenset[str]], ...]:
-    """Take those statements out of a text that are hints, each with the names of the settings in it.
+def parts_of(statement: str, parameters: object = None) -> tuple[tuple[str, frozenset[str], Mapping[str, str]], ...]:
+    """Take those statements out of a text that are hints, each with the names of the settings in it, and their values.
 
     Args:
         statement: As it was given to the driver.
         parameters: Its parameters.
     """
-    text = one_line(statement[:_LONGEST], _LONGEST).lower()
-    if not _is_hint(text, parameters):
-        return ()
     parts = []
-    for part in text.split(";"):
+    texts = one_line(statement[:_LONGEST], _LONGEST).lower().strip("; ").split(";")
+    values = values_in(statement[:_LONGEST], parameters) if len(texts) == 1 else {}
+    for part in texts:
         if _is_hint(part, parameters):
             names = names_in(statement[:_LONGEST], parameters) if "set_config" in part else names_in(part)
-            parts.append((part.strip(), names))
+            parts.append((part.strip(), names, values))
     return tuple(parts)
 
 
 def may_leave(statement: str, parameters: object = None) -> bool:
     """Tell, quickly, whether a statement may be a hint; arguments as for `parts_of`."""
-    return _is_hint(statement[:_LONGEST].lower(), parameters)
+    return _MAY_BE_HINT.search(statement[:_LONGEST].lower()) is not None and bool(parts_of(statement, parameters))
 
 
 def is_text_of(prepared: str, statement: str) -> bool:
@@ -121,7 +132,7 @@ def left_on(
         for each in _found(state):
             if each.what == "setting" and each.name.lower() in followed:
                 continue
-            if (hint := _cause(each, state, hints)) is None:
+            if (hint := _cause(each, state, hints, pid)) is None:
                 continue
             line = (hint.moment.stack, id(hint.moment.request), hint.moment.owner.serial)
             _, left, pids = by_line.setdefault(line, (hint, [], []))
@@ -143,8 +154,13 @@ def _found(state: SessionState) -> Iterable[Leftover]:
     yield from (Leftover("prepared statement", name) for name in sorted(state.prepared))
 
 
-def _cause(left: Leftover, state: SessionState, hints: Sequence[SharedHint]) -> SharedHint | None:
-    """Return the statement that has left something: the last that speaks of it, unless it was taken away again."""
+def _cause(left: Leftover, state: SessionState, hints: Sequence[SharedHint], pid: int) -> SharedHint | None:
+    """Return the statement that has left something on one server connection.
+
+    It is the last that speaks of it and has run there, unless it was taken away again; where that has run need not be
+    known.
+    """
+    hints = [hint for hint in hints if hint.server in (pid, None)]
     if left.what == "advisory lock":
         return _cause_of_lock(hints)
     undone = set()
@@ -153,8 +169,8 @@ def _cause(left: Leftover, state: SessionState, hints: Sequence[SharedHint]) -> 
             continue
         if _undoes(hint.text, left):
             undone.add(hint.connection)
-        elif _leaves(hint, left, state):
-            return hint
+        elif hint.server is not None and _leaves(hint, left, state):
+            return None if _sets_another(hint, left, state) else hint
     return None
 
 
@@ -163,7 +179,7 @@ def _cause_of_lock(hints: Sequence[SharedHint]) -> SharedHint | None:
     held: dict[int, list[SharedHint]] = {}
     for hint in hints:
         locks = held.setdefault(hint.connection, [])
-        locks += [hint] * len(_LOCKS.findall(hint.text))
+        locks += [hint] * (len(_LOCKS.findall(hint.text)) if hint.server is not None else 0)
         if "pg_advisory_unlock_all" in hint.text or hint.text.startswith("discard all"):
             locks.clear()
         del locks[len(locks) - min(len(locks), len(_UNLOCKS.findall(hint.text))) :]
@@ -188,7 +204,21 @@ def _leaves(hint: SharedHint, left: Leftover, state: SessionState) -> bool:
         if hint.prepared is not None:
             return hint.prepared == (left.name, state.prepared[left.name])
         return _PREPARES.match(hint.text) is not None and _word(left.name, hint.text)
-    return hint.prepared is None and mentions(hint.text, hint.names, left)
+    if left.what in ("setting", "role", "session authorization") and _SETS.match(hint.text) is None:
+        return False
+    if left.what == "cursor" and "with hold" not in hint.text:
+        return False
+    return hint.prepared is None and _ENDS_BY_ITSELF.search(hint.text) is None and mentions(hint.text, hint.names, left)
+
+
+def _sets_another(hint: SharedHint, left: Leftover, state: SessionState) -> bool:
+    """Tell whether a statement has set something to another value than it has: somebody else came after it."""
+    if left.what == "role":
+        is_literal = "'" in hint.text or "set_config" in hint.text
+        return not is_literal and not _word(left.name, hint.text)
+    if left.what != "setting" or (written := hint.values.get(left.name.lower())) is None:
+        return False
+    return is_another(written, left.value if left.value is not None else state.custom.get(left.name, written))
 
 
 def _undoes(text: str, left: Leftover) -> bool:

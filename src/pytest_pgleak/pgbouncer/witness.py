@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from pytest_pgleak.activity import Backend
 from pytest_pgleak.descriptors import Places
 from pytest_pgleak.events import ConnectionFacts
-from pytest_pgleak.pgbouncer.mapping import client_of, idle_in_pool_of, is_backend_of, is_own, server_of, through
+from pytest_pgleak.pgbouncer.mapping import (
+    client_of,
+    idle_in_pool_of,
+    is_backend_of,
+    is_own,
+    server_of,
+    servers_of,
+    through,
+)
+from pytest_pgleak.pgbouncer.shared import is_text_of
 from pytest_pgleak.pgbouncer.through import Through
 
 if TYPE_CHECKING:
@@ -23,6 +32,8 @@ _Answer = TypeVar("_Answer")
 
 _MOST_ATTEMPTS: Final = 4
 """To connect, one after the other in vain: a host that does not answer takes five seconds each time."""
+_JUST: Final = 1.0
+"""Seconds since a statement that was the last."""
 _MOST_VERIFIED: Final = 1000
 """Server connections that are remembered: PgBouncer opens new ones, from time to time."""
 
@@ -178,6 +189,44 @@ class PgBouncer:
         console = None if address is None else self._look()
         return None if address is None or console is None else self._client_of(console, facts, address)
 
+    def served_by(
+        self, facts: ConnectionFacts, connection: Any, statement: str, observers: Iterable[Observer]
+    ) -> int | None:
+        """Return the pid of the server connection that has executed the last statement of a connection.
+
+        In a transaction the console says that. After one it is known if the pool has one server connection only, or if
+        PostgreSQL says of one of them, and of no other, that this was the last statement.
+
+        Args:
+            facts: What is known of the connection.
+            connection: The connection.
+            statement: The statement.
+            observers: As for `look`.
+
+        Returns:
+            None where nobody can tell: several clients may share a pool.
+        """
+        address = facts.library.local_address(connection)
+        console = None if address is None else self._look()
+        client = None if console is None or address is None else self._client_of(console, facts, address)
+        if console is None or client is None:
+            return None
+        if (server := server_of(console, client)) is not None:
+            return server.pid
+        servers = servers_of(console, client)
+        if len(servers) > 1:
+            observers = tuple(observers)
+            servers = tuple(each for each in servers if _has_just_executed(statement, each, console, observers))
+        return servers[0].pid or None if len(servers) == 1 else None
+
+    def busy_servers(self, client: Client) -> frozenset[int]:
+        """Return the pids of the server connections in the pool of a client that some client has at this moment."""
+        console = self._look()
+        if console is None:
+            return frozenset()
+        idle = idle_in_pool_of(console, client)
+        return frozenset(server.pid for server in servers_of(console, client) if server not in idle)
+
     def has_client(self, address: Address) -> bool:
         """Tell whether a client is still connected."""
         console = self._look()
@@ -257,6 +306,16 @@ class PgBouncer:
         finally:
             self._asking = None
             self._lock.release()
+
+
+def _has_just_executed(
+    statement: str, server: ServerConnection, console: Console, observers: Iterable[Observer]
+) -> bool:
+    rows = (observer.backend_now(server.pid, wait=True) for observer in observers)
+    row = next((row for row in rows if row is not None and is_backend_of(row, server, console)), None)
+    if row is None or row.query is None or row.state != "idle" or row.seconds_in_state is None:
+        return False
+    return row.seconds_in_state < _JUST and is_text_of(row.query.strip(), statement.strip())
 
 
 def _address(facts: ConnectionFacts) -> tuple[str, int] | None:

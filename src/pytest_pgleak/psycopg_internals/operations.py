@@ -46,6 +46,8 @@ def _read(generator: Any) -> Operation:
     if name == "_exit_gen" and "exc_type" in given:  # the end of a pipeline goes by the same name
         forced = bool(getattr(given.get("self"), "force_rollback", False))
         return Operation(is_block=True, fails=given.get("exc_val") is not None, forced=forced)
+    if name == "_enter_gen":
+        return Operation(begins_block=True)
     if name == "_tpc_prepare_gen":
         return Operation(How.PREPARED, gids=_gid(given, finishes=False))
     if name == "_tpc_finish_gen":
