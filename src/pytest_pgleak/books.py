@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import ClassVar, Final
 
+from pytest_pgleak.activity import Backend
 from pytest_pgleak.budget.meter import ConnectionMeter
 from pytest_pgleak.events import Event, EventKind
 from pytest_pgleak.hangs.holders import Holder
@@ -144,9 +145,21 @@ class Books:
             self.forget_if_over(event.subject, record)
 
     def _fold_checkout_collected(self, event: Event) -> None:
-        record = self.connections.get(event.subject)
-        if record is None or record.checkout is None:
-            return
+        if (record := self.connections.get(event.subject)) is not None and record.checkout is not None:
+            self._note_collected(record, event.transaction_status, event.backend, event.after_response)
+            self._fold_returned(event)
+
+    def _fold_connection_revived(self, event: Event) -> None:
+        if (record := self.connections.get(event.subject)) is None or event.connection is None:
+            return  # it was judged when it seemed to be gone
+        if record.checkout is not None and not record.checkout_settled:
+            self._note_collected(record, record.transaction_status, record.backend, record.after_response)
+        record.facts, record.ending = event.connection, Ending.OPEN
+        record.transaction_status = record.backend = record.after_response = None
+
+    def _note_collected(
+        self, record: ConnectionRecord, status: str | None, backend: Backend | None, after_response: bool | None
+    ) -> None:
         while len(self.collected) >= _REMEMBERED_LOSSES:
             del self.collected[next(iter(self.collected))]
         # A number of its own: the connection itself lives on in its pool, and may be checked out again at once.
@@ -158,14 +171,13 @@ class Books:
             Ending.DROPPED,
             record.pool,
             record.checkout,
-            event.transaction_status,
-            event.backend,
-            event.after_response,
+            status,
+            backend,
+            after_response,
             None,
             record.began,
             taken=record.taken,
         )
-        self._fold_returned(event)
 
     def _fold_detached(self, event: Event) -> None:
         self._fold_returned(event)
@@ -226,6 +238,7 @@ class Books:
         EventKind.CONNECTION_CLOSED: _fold_connection_closed,
         EventKind.CONNECTION_FINALIZED: _fold_connection_finalized,
         EventKind.CONNECTION_GONE: _fold_connection_gone,
+        EventKind.CONNECTION_REVIVED: _fold_connection_revived,
         EventKind.CHECKED_OUT: _fold_checked_out,
         EventKind.TAKEN_FOR: _fold_taken_for,
         EventKind.TRANSACTION_ENDED: _fold_transaction_ended,

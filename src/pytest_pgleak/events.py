@@ -29,6 +29,7 @@ class EventKind(enum.Enum):
     CHECKED_OUT = "checked out"
     TAKEN_FOR = "checked out by a session that was made before"
     RETURNED = "returned"
+    CONNECTION_REVIVED = "connection object that was gone is given back to its pool by whoever held it"
     CHECKOUT_COLLECTED = "checked-out connection taken back when the garbage collector came"
     DETACHED = "taken out of its pool for good"
     TRANSACTION_BEGAN = "transaction began"

@@ -145,6 +145,11 @@ class Finding:
         return self.ending is Ending.OPEN and not self.is_repeated
 
     @property
+    def lives_on(self) -> bool:
+        """Whether only the checkout has ended with the garbage collector: its connection is back in the pool."""
+        return self.subject == "checkout" and self.ending is Ending.DROPPED and self.serial < 0
+
+    @property
     def place(self) -> str:
         """Where it comes from, as ``file:line``; what findings are grouped by."""
         return f"{self.origin.filename}:{self.origin.lineno}" if self.origin else "(unknown)"

@@ -82,7 +82,8 @@ def _ended_pool(finding: Finding) -> str:
 
 def _ended_checkout(finding: Finding, after: str) -> str:
     if finding.ending is Ending.DROPPED:
-        return f"garbage-collected{after} while checked out; {finding.words.drops_slot}"
+        then = finding.words.takes_back if finding.lives_on else finding.words.drops_slot
+        return f"garbage-collected{after} while checked out; {then}"
     if finding.ending is Ending.CLOSED and not finding.library.ends_transactions:
         return f"closed, but not returned with {called(finding.words.give_back)}; the pool has lost this slot for ever"
     session = finding.words.session_of
@@ -242,11 +243,20 @@ def _fix_checkout(finding: Finding) -> str:
         return _with_caution(_give_back_by_hand(finding), finding)
     if finding.ending is Ending.CLOSED:
         return f"give it back with `{words.give_back}` instead of closing it, or use `{words.take}`"
+    if finding.lives_on and not finding.library.ends_transactions and finding.origin and finding.origin.is_generator:
+        # It is in a block as it is: when the generator was closed, it was given back.
+        return _CLOSE_THE_GENERATOR
     if finding.dependency is not None or finding.owner.what == "fixture":
         generator = finding.origin is not None and finding.origin.is_generator
         where = "put the `yield` inside" if generator else "`yield` inside"
         return f"{where} `{words.take}`, or call `{words.give_back}` in a `finally:`"
     return f"use `{words.take}`, or call `{words.give_back}` in a `finally:`"
+
+
+_CLOSE_THE_GENERATOR: Final = (
+    "close the generator when nobody goes on with it: `with contextlib.closing(…) as rows:`; for a streaming response"
+    " use an async generator, which is cancelled when its client leaves"
+)
 
 
 def _give_back_by_hand(finding: Finding) -> str:

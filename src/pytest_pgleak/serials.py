@@ -5,9 +5,12 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, Final
 
 from pytest_pgleak.events import ConnectionFacts
+
+_REMEMBERED_DEAD: Final = 64
 
 Gone = Callable[[int, weakref.ref[Any]], object]
 """Called when an object is gone, with what it was known by: the arguments for `Serials.let_go`."""
@@ -26,6 +29,8 @@ class Serials:
         # InternalDocs/garbage_collector.md): who comes second finds here what the first one knew.
         self._dying: dict[int, tuple[int, ConnectionFacts | None]] = {}
         self._finalized: set[int] = set()
+        # A finalizer may bring back what the collector has come for: a generator gives its connection to the pool.
+        self._dead: dict[int, tuple[int, ConnectionFacts | None]] = {}
 
     def __contains__(self, living: object) -> bool:
         return id(living) in self._known or id(living) in self._dying
@@ -49,6 +54,7 @@ class Serials:
         reference = weakref.ref(living, lambda dead: gone(identity, dead))
         self._known[identity] = (reference, serial)
         self._dying.pop(identity, None)
+        self._dead.pop(identity, None)
         return serial, reference
 
     def give_once(self, living: Any, gone: Gone) -> tuple[int, weakref.ref[Any]]:
@@ -68,7 +74,32 @@ class Serials:
         if (serial := self.of(living)) is not None:
             self._finalized.add(id(living))
             return serial, self.facts.get(serial)
-        return self._dying.pop(id(living), (None, None))
+        if (dying := self._dying.pop(id(living), None)) is None:
+            return None, None
+        while len(self._dead) >= _REMEMBERED_DEAD:
+            del self._dead[next(iter(self._dead))]
+        self._dead[id(living)] = dying
+        return dying
+
+    def give_again(self, living: Any, gone: Gone) -> tuple[int, ConnectionFacts] | None:
+        """Give a connection its number back, which had gone in a reference cycle and turns out to live on.
+
+        Args:
+            living: The connection.
+            gone: Called when it is gone.
+
+        Returns:
+            The number, and what is known of it; None for any other connection.
+        """
+        identity = id(living)
+        serial, facts = self._dying.get(identity) or self._dead.get(identity) or (None, None)
+        if serial is None or facts is None or facts.class_name != type(living).__name__:
+            return None
+        del (self._dying if identity in self._dying else self._dead)[identity]
+        reference = weakref.ref(living, lambda dead: gone(identity, dead))
+        self._known[identity] = (reference, serial)
+        self.facts[serial] = replace(facts, reference=reference)
+        return serial, self.facts[serial]
 
     def let_go(self, identity: int, reference: weakref.ref[Any]) -> int | None:
         """Forget an object that is gone.

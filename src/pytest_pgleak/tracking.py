@@ -170,15 +170,7 @@ class Tracker:
         backend = None if is_idle_in_pool or facts is None else self._witness(facts, connection, False)
         if facts is not None:
             self._transactions.collected(serial, facts, transaction_status, backend)
-        self._record(
-            Event(
-                EventKind.CONNECTION_FINALIZED,
-                serial,
-                transaction_status=transaction_status,
-                backend=backend,
-                after_response=self._after_response(),
-            )
-        )
+        self._collected(EventKind.CONNECTION_FINALIZED, serial, transaction_status, backend)
 
     @never_raises
     def checked_out(self, pool: Any, connection: Any) -> None:
@@ -288,7 +280,11 @@ class Tracker:
     @never_raises
     def returned(self, connection: Any) -> None:
         """A connection is being given back to its pool."""
-        if (serial := self._serials.of(connection)) is not None:
+        serial = self._serials.of(connection)
+        if serial is None and (alive := self._serials.give_again(connection, self._connection_gone)) is not None:
+            serial, facts = alive
+            self._record(Event(EventKind.CONNECTION_REVIVED, serial, connection=facts))
+        if serial is not None:
             self._lent.discard(serial)
             self._record(Event(EventKind.RETURNED, serial))
             if self.sessions is not None:
@@ -306,15 +302,7 @@ class Tracker:
         backend = self._witness(facts, connection, False)
         self._transactions.collected(serial, facts, status, backend)
         self._lent.discard(serial)
-        self._record(
-            Event(
-                EventKind.CHECKOUT_COLLECTED,
-                serial,
-                transaction_status=status,
-                backend=backend,
-                after_response=self._after_response(),
-            )
-        )
+        self._collected(EventKind.CHECKOUT_COLLECTED, serial, status, backend)
 
     @never_raises
     def detached(self, connection: Any) -> None:
@@ -410,6 +398,10 @@ class Tracker:
         self._lent.discard(serial)
         self._closes_instead.discard(serial)
         self._record(Event(EventKind.CONNECTION_GONE, serial, after_response=self._after_response()))
+
+    def _collected(self, kind: EventKind, serial: int, status: str, backend: Backend | None) -> None:
+        after = self._after_response()
+        self._record(Event(kind, serial, transaction_status=status, backend=backend, after_response=after))
 
     def _after_response(self) -> bool | None:
         request = self._ownership.request

@@ -30,6 +30,7 @@ class Words:
         pool: What to make once for the whole application instead of in each request, as "open one pool".
         undo_on_purpose: A transaction that is rolled back on purpose; empty where there is no such thing.
         drops_slot: What happens when a connection is dropped that was out of its pool.
+        takes_back: What happens when its pool takes a connection back from the garbage collector.
         writing: ``open`` and ``take`` for who writes: they commit. Empty where ``open`` and ``take`` do.
         caution: What looks as if it did all that, and does not, as a sentence; empty where nothing does.
         session_of: What has the connection while it is out, in the library's word, as "Session"; empty for nothing.
@@ -47,6 +48,7 @@ class Words:
     pool: str = "open one pool"
     undo_on_purpose: str = ""
     drops_slot: str = "the pool has lost this slot for ever"
+    takes_back: str = "the pool took the connection back only then"
     writing: str = ""
     caution: str = ""
     session_of: str = ""

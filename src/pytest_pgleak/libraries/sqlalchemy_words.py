@@ -66,6 +66,7 @@ def _is_at(filename: str, places: tuple[tuple[str, ...], ...]) -> bool:
 def _words(is_async: bool, by_session: bool, is_scoped: bool) -> Words:
     wait, with_, prefix = ("await ", "async with", "Async") if is_async else ("", "with", "")
     name = "session" if by_session else "conn"
+    collected = "SQLAlchemy gave the connection up then" if is_async else "SQLAlchemy took the connection back then"
     take = f"{with_} {prefix}Session(engine) as session:" if by_session else f"{with_} engine.connect() as conn:"
     return Words(
         open=take,
@@ -78,7 +79,8 @@ def _words(is_async: bool, by_session: bool, is_scoped: bool) -> Words:
         give_back=f"{wait}{name}.{'remove' if is_scoped else 'close'}()",
         open_pool=f"{wait}engine.dispose()",
         pool="make one engine",
-        drops_slot="SQLAlchemy gave the connection up then" if is_async else "SQLAlchemy took the connection back then",
+        drops_slot=collected,
+        takes_back=collected,
         writing=f"{with_} {prefix}Session(engine) as session, session.begin():"
         if by_session
         else f"{with_} engine.begin() as conn:",
