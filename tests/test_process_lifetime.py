@@ -319,6 +319,62 @@ def test_leaks_in_a_thread_or_a_context(run: Run) -> None:
     ]
 
 
+def test_threads_that_end_with_a_tests_client(run: Run) -> None:
+    """They are AnyIO's: in a server they live on. Which is over first, the thread or the test, is chance."""
+    result = run(
+        """
+        from fastapi import FastAPI
+        from fastapi.testclient import TestClient
+        from app import places
+
+        app = FastAPI()
+
+        @app.get("/{way}")
+        def get(way: str):
+            getattr(places, way)()
+
+        @pytest.fixture(autouse=True)
+        def address(pgleak_dsn):
+            places.dsn = pgleak_dsn
+
+        @pytest.fixture
+        def client():
+            with TestClient(app) as client:
+                yield client
+
+        many = pytest.mark.parametrize("n", range(3))
+
+        @many
+        def test_fixture(client, n):
+            client.get("/of_thread")
+
+        @many
+        def test_block(n):
+            with TestClient(app) as client:
+                client.get("/of_thread")
+
+        @many
+        def test_without(n):
+            TestClient(app).get("/of_thread")
+
+        def test_overwritten(client):
+            client.get("/another_in_thread")
+            client.get("/another_in_thread")
+        """,
+        places=PLACES,
+    )
+    assert result.parseoutcomes() == {"passed": 9, "failed": 1}
+    by = "  by the process (module global app.places.local"
+    told = entries(result)
+    assert [line for line in told if by not in line] == ["1 × [connection-dropped] app/places.py:13 in connect"]
+    # It is told with the name under which it was kept, or as what went with its thread.
+    assert {line.partition("] ")[2] for line in told if by in line} <= {
+        f"app/places.py:13 in connect{by}.conn)  (warning)",
+        f"app/places.py:13 in connect{by})  (warning)",
+    }
+    result.stdout.fnmatch_lines(["  ended     garbage-collected*, when its thread ended; nothing called close()"])
+
+
 def test_the_whole_text(run: Run) -> None:
     result = run("def test_it(): pid(db.get_pool())")
     result.stdout.fnmatch_lines(

@@ -38,7 +38,7 @@ class Belonging:
         self.finalizers_owner: Owner | None = None
         """The owner that ends when the finalizers of this test have run, if there is one."""
         self._guarded: dict[tuple[str, int], Owner | None] = {}
-        self._of_process: dict[tuple[str, int], Owner | None] = {}
+        self._of_process: dict[tuple[str, int, bool], Owner | None] = {}
         self._process_lifetime = ProcessLifetime(state.ownership, fixtures)
         self._has_handed_over = False
 
@@ -48,6 +48,8 @@ class Belonging:
             return not self._is_finished_by_teardown(finding.prepared)
         if finding.kind == TRANSACTION_LEFT_OPEN:
             return self._transaction_belongs_to_call(finding, view)
+        if finding.with_thread:
+            return not self.is_process_lifetime(finding, view)
         return not (finding.can_heal and self._is_somebody_elses_to_close(finding, view))
 
     def _transaction_belongs_to_call(self, finding: Finding, view: View) -> bool:
@@ -115,7 +117,8 @@ class Belonging:
 
     def is_process_lifetime(self, finding: Finding, view: View) -> bool:
         """Hand a thing over to the process, where a global variable keeps what was opened on first use."""
-        key = (finding.subject, finding.serial)
+        # Looked at while its thread is ending, nothing holds it any more, and it is not dropped yet.
+        key = (finding.subject, finding.serial, finding.with_thread)
         if key not in self._of_process:
             self._of_process[key] = self._process_lifetime.owner_of(finding, view, self._item)
         if (process := self._of_process[key]) is None:

@@ -77,6 +77,7 @@ class Books:
             record.transaction_status = event.transaction_status
             record.backend = event.backend
             record.after_response = event.after_response
+            record.with_thread = event.with_thread
 
     def _fold_connection_gone(self, event: Event) -> None:
         if (record := self.connections.get(event.subject)) is None:

@@ -128,6 +128,7 @@ class Event:
         transaction_status: Name of psycopg's ``TransactionStatus`` at that moment.
         backend: The server's row at that moment, where it was looked at.
         after_response: Whether the request's response had started; None outside a request.
+        with_thread: Whether the thread that finalized it had come to its end.
         transaction: The transaction that ended.
         held: For a checkout, the connection of this pool that the same flow of control holds, and where it took it.
         gid: Which prepared transaction, and what becomes of it.
@@ -142,6 +143,7 @@ class Event:
     transaction_status: str | None = None
     backend: Backend | None = None
     after_response: bool | None = None
+    with_thread: bool = False
     transaction: Transaction | None = None
     held: tuple[int, Moment] | None = None
     gid: GidUse | None = None

@@ -207,6 +207,7 @@ def _facts_of_connection(connection: ConnectionView, view: View, activity: Activ
         "server_known": activity.knows(connection.facts.backend_pid),
         "through": activity.through.get(connection.facts.backend_pid),
         "after_response": connection.after_response,
+        "with_thread": connection.with_thread,
         "task": connection.task,
         "loop_is_closed": connection.loop_is_closed,
         "taken": origin(connection.taken.stack) if connection.taken is not None else None,

@@ -73,6 +73,7 @@ class Finding:
         after_response: For what was dropped, whether the response had started.
         task: The task that still holds it.
         thread: Name of the thread, where that is not the main one.
+        with_thread: For what was dropped, whether it went with its thread, as what is local to that does.
         loop_is_closed: Whether the event loop that it was opened in is closed, or gone.
         began: For an open transaction that is not charged to whoever began it, where it began.
         is_repeated: Whether it was told before, and nothing has changed since.
@@ -108,6 +109,7 @@ class Finding:
     after_response: bool | None = None
     task: TaskInfo | None = None
     thread: str | None = None
+    with_thread: bool = False
     loop_is_closed: bool = False
     began: Frame | None = None
     is_repeated: bool = False

@@ -65,6 +65,16 @@ def capture(depth: int = 1) -> RawStack:
     return tuple(stack[depth:])
 
 
+def is_thread_ending() -> bool:
+    """Tell, inside a finalizer, whether nobody is running any more: what was local to this thread is being freed."""
+    frame: FrameType | None = sys._getframe()  # noqa: SLF001 - the documented CPython way
+    while frame is not None:
+        if not frame.f_code.co_filename.startswith(_THIS_PACKAGE):
+            return False
+        frame = frame.f_back
+    return True
+
+
 def _frame_of_parent(parents: list[Any]) -> FrameType | None:
     """Return the frame in which the greenlet waits that has started this one; SQLAlchemy's async half runs in them.
 

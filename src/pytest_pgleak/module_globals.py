@@ -56,13 +56,32 @@ def variable_holding(
     Returns:
         Its name with the steps to the object, as ``app.db.settings.pool``; None where there is no such variable.
     """
-    seen: set[int] = set()
     modules = _modules(stack)
+    roots = itertools.islice(_globals_of(modules), _MOST_OBJECTS)
+    return _first(lambda each: each is target, roots, modules, is_pool, is_lifespans)
+
+
+def thread_local_near(stack: RawStack) -> str | None:
+    """Find a ``threading.local`` that can be reached from a global variable which a stack's functions name."""
+    names = {name for code, _ in stack if is_user_code(code.co_filename) for name in code.co_names}
+    modules = _modules(stack)
+    roots = (found for found in _globals_of(modules) if found[1][1].removeprefix(".") in names)
+    return _first(lambda each: issubclass(type(each), threading.local), roots, modules, False, lambda _app: True)
+
+
+def _first(
+    is_it: Callable[[object], bool],
+    roots: Iterable[_Found],
+    modules: list[types.ModuleType],
+    is_pool: bool,
+    is_lifespans: Callable[[Any], bool],
+) -> str | None:
+    seen: set[int] = set()
     packages = frozenset(_package(module) for module in modules)
-    pending: deque[_Found] = deque(itertools.islice(_globals_of(modules), _MOST_OBJECTS))
+    pending: deque[_Found] = deque(roots)
     while pending and len(seen) < _MOST_OBJECTS:
         current, path = pending.popleft()
-        if current is target:
+        if is_it(current):
             return _name(path)
         if id(current) in seen:
             continue

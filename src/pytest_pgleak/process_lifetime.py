@@ -22,7 +22,7 @@ from pytest_pgleak.fixture_owners import FixtureOwners
 from pytest_pgleak.frames import RawStack, is_user_code, user_frames
 from pytest_pgleak.guardians import is_closing, lifespan_functions, shuts_down
 from pytest_pgleak.isolation import code_of, nested_codes
-from pytest_pgleak.module_globals import variable_holding
+from pytest_pgleak.module_globals import thread_local_near, variable_holding
 from pytest_pgleak.owners import Owner
 from pytest_pgleak.ownership import Ownership
 from pytest_pgleak.views import View
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _SUBJECTS: Final = ("connection", "checkout", "pool")
 _TRIGGERS: Final = ("call", "block", "fixture")
 _STORES: Final = ("STORE_ATTR", "STORE_GLOBAL")
+_ANYIOS_THREAD: Final = "AnyIO worker thread"  # runs sync endpoints and dependencies; ends with its event loop
 _SETS: Final = "setattr"  # monkeypatch's, or the built-in one
 
 
@@ -57,9 +58,14 @@ class ProcessLifetime:
             view: The ledger as it was judged.
             item: The test; None where it runs in another process.
         """
-        if finding.subject not in _SUBJECTS or not finding.can_heal or finding.owner.what not in _TRIGGERS:
+        if finding.subject not in _SUBJECTS or finding.owner.what not in _TRIGGERS:
             return None
         stack = opening_stack(finding, view)
+        if _went_with_a_clients_thread(finding):
+            variable = thread_local_near(stack)
+            return None if variable is None else self._ownership.process(variable)
+        if not finding.can_heal:
+            return None
         own = self._own_codes(finding, item)
         if not self._is_only_triggered(finding, stack, own):
             return None
@@ -116,6 +122,15 @@ class ProcessLifetime:
             for function in lifespan_functions(app)
             if (code := code_of(function)) is not None
         )
+
+
+def _went_with_a_clients_thread(finding: Finding) -> bool:
+    """Tell whether the end of a test's client has ended the thread in which something was kept.
+
+    In a server such threads live on. Whether the client is a fixture's, and ends later, makes no difference.
+    """
+    is_clients = finding.thread == _ANYIOS_THREAD and finding.with_thread and finding.subject == "connection"
+    return is_clients and finding.transaction_status == "IDLE"
 
 
 def target_of(finding: Finding) -> Any:

@@ -30,6 +30,7 @@ class ConnectionRecord:
     transaction_status: str | None = None
     backend: Backend | None = None
     after_response: bool | None = None
+    with_thread: bool = False
     settled: bool = False
     checkout_settled: bool = False
     was_finished: bool = False
@@ -175,4 +176,5 @@ def view_connection(serial: int, record: ConnectionRecord) -> ConnectionView:
         record.was_finished,
         record.is_undone,
         record.taken,
+        record.with_thread,
     )

@@ -68,7 +68,8 @@ def ended(finding: Finding) -> str:
     if finding.kind == TRANSACTION_LEFT_OPEN:
         return open_transaction_sentences.ended(finding)
     if finding.ending is Ending.DROPPED:
-        return f"garbage-collected{after}; nothing called close()"
+        with_thread = ", when its thread ended" if finding.with_thread else ""
+        return f"garbage-collected{after}{with_thread}; nothing called close()"
     return lifetime_sentences.open_still(finding, f"still open{_holder(finding)}")
 
 

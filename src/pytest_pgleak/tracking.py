@@ -14,7 +14,7 @@ from pytest_pgleak.activity import Backend
 from pytest_pgleak.awaiters import awaiter
 from pytest_pgleak.clock import Clock
 from pytest_pgleak.events import ConnectionFacts, Event, EventKind, Moment, PoolFacts
-from pytest_pgleak.frames import capture
+from pytest_pgleak.frames import capture, is_thread_ending
 from pytest_pgleak.lent import Lent, lends_sessions
 from pytest_pgleak.never_raises import never_raises
 from pytest_pgleak.ownership import Ownership
@@ -400,8 +400,10 @@ class Tracker:
         self._record(Event(EventKind.CONNECTION_GONE, serial, after_response=self._after_response()))
 
     def _collected(self, kind: EventKind, serial: int, status: str, backend: Backend | None) -> None:
-        after = self._after_response()
-        self._record(Event(kind, serial, transaction_status=status, backend=backend, after_response=after))
+        after, ending = self._after_response(), is_thread_ending()
+        self._record(
+            Event(kind, serial, transaction_status=status, backend=backend, after_response=after, with_thread=ending)
+        )
 
     def _after_response(self) -> bool | None:
         request = self._ownership.request

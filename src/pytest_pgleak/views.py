@@ -58,6 +58,7 @@ class ConnectionView:
         was_finished: Whether anybody has ever committed or rolled back on it.
         is_undone: Whether pgleak was the last to roll back on it, after a finding.
         taken: Where a session took the connection; `checkout` is then where that session was made.
+        with_thread: For a dropped connection, whether it went with its thread, as what is local to that does.
     """
 
     serial: int
@@ -75,6 +76,7 @@ class ConnectionView:
     was_finished: bool = False
     is_undone: bool = False
     taken: Moment | None = None
+    with_thread: bool = False
 
     @property
     def held(self) -> Moment:
