@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from builders import backend
 
-from pytest_pgleak.pgbouncer.mapping import client_of, is_backend_of, is_own, server_of, through
+from pytest_pgleak.pgbouncer.mapping import clients_of, is_backend_of, is_own, one_of_pool, server_of, the_one, through
 from pytest_pgleak.pgbouncer.rows import Client, Console, ServerConnection, read
 
 ADDRESS = ("127.0.0.1", 43308)
@@ -63,7 +63,7 @@ def test_what_the_console_shows_is_read_by_the_names_of_its_columns():
     ],
 )
 def test_a_client_is_known_by_its_address_and_its_database(console, found):
-    assert (client_of(console, ADDRESS, "app") is not None) == found
+    assert (the_one(clients_of(console, ADDRESS, "app")) is not None) == found
 
 
 @pytest.mark.parametrize(
@@ -124,3 +124,18 @@ def test_a_backend_is_not_known_by_its_pid_alone(row, server, is_it):
 )
 def test_nobody_is_accused_of_what_may_be_pgbouncers_own(row, is_it):
     assert is_own(row, CONSOLE) == is_it
+
+
+def test_over_a_unix_socket_a_client_is_known_by_its_process():
+    shown = {"addr": "unix", "port": "6432", "database": "app", "user": "web", "remote_pid": "4713"}
+    rows = ({**shown, "ptr": "0xc1", "link": "0x51"}, {**shown, "ptr": "0xc2"}, {**shown, "remote_pid": "4714"})
+    console = replace(CONSOLE, clients=read({"clients": rows, "servers": ()}).clients)
+    of_process = clients_of(console, ("process 4713", 6432), "app")
+    assert [client.ptr for client in of_process] == ["0xc1", "0xc2"]
+    # Which of them a connection is can be told only while it is in a transaction, and the other is not.
+    assert the_one(of_process) is None
+    assert the_one(of_process, in_transaction=True) == of_process[0]
+    assert the_one((of_process[0], replace(of_process[1], link="0x52")), in_transaction=True) is None
+    assert one_of_pool(console, of_process) == of_process[0]
+    assert one_of_pool(console, (of_process[0], replace(of_process[1], user="other"))) is None
+    assert through(console, of_process[0]).client == "process 4713 (Unix socket)"

@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
-from pytest_pgleak.libraries.addresses import of_name
+from pytest_pgleak.libraries.addresses import of_descriptor, of_name
 from pytest_pgleak.libraries.library import Library, Words
 
 if TYPE_CHECKING:
@@ -114,7 +114,10 @@ class AsyncPg(Library):
     def local_address(self, connection: Any) -> tuple[str, int] | None:
         """Return the connection's own end."""
         transport = connection._transport  # noqa: SLF001 - nothing public says it
-        return None if transport is None else of_name(transport.get_extra_info("sockname"))
+        if transport is None:
+            return None
+        own = transport.get_extra_info("socket")
+        return of_name(transport.get_extra_info("sockname")) or (None if own is None else of_descriptor(own.fileno()))
 
     def prepared(self, connection: Any) -> dict[str, str]:
         """Return the statements in asyncpg's cache."""

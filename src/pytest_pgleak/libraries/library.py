@@ -133,7 +133,10 @@ class Library:
         raise NotImplementedError
 
     def local_address(self, connection: Any) -> tuple[str, int] | None:  # noqa: ARG002 - for those who know
-        """Return the connection's own end, address and port; None where it has none, or nobody knows."""
+        """Return the connection's own end, address and port; None where it has none, or nobody knows.
+
+        Of a Unix socket, what `addresses.of_descriptor` returns.
+        """
         return None
 
     def prepared(self, connection: Any) -> dict[str, str]:  # noqa: ARG002 - for those who prepare by themselves

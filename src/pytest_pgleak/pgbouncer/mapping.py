@@ -6,20 +6,39 @@ What cannot be told for certain is not told: an address that is translated betwe
 from __future__ import annotations
 
 from pytest_pgleak.activity import Backend
+from pytest_pgleak.libraries.addresses import process_of
 from pytest_pgleak.pgbouncer.rows import Address, Client, Console, ServerConnection
 from pytest_pgleak.pgbouncer.through import Through
 
 
-def client_of(console: Console, address: Address, database: str) -> Client | None:
-    """Return the client that is the other end of a connection of this process.
+def clients_of(console: Console, address: Address, database: str) -> tuple[Client, ...]:
+    """Return the clients that may be the other end of a connection of this process.
+
+    Over a Unix socket all connections of a process are the same to PgBouncer.
 
     Args:
         console: What the console says.
         address: The connection's own end.
         database: Its database, by the name that the application uses.
     """
-    found = [client for client in console.clients if client.address == address and client.database == database]
+    return tuple(client for client in console.clients if client.address == address and client.database == database)
+
+
+def the_one(clients: tuple[Client, ...], *, in_transaction: bool = False) -> Client | None:
+    """Return the only client that a connection may be; None where there are several.
+
+    Args:
+        clients: What `clients_of` returns.
+        in_transaction: Whether the connection is in a transaction: then it has a server connection to itself.
+    """
+    found = [client for client in clients if client.link] if in_transaction else clients
     return found[0] if len(found) == 1 else None
+
+
+def one_of_pool(console: Console, clients: tuple[Client, ...]) -> Client | None:
+    """Return one of several clients if all of them are in the same pool."""
+    pools = {pool_of(console, client) for client in clients}
+    return clients[0] if len(pools) == 1 else None
 
 
 def pool_of(console: Console, client: Client) -> tuple[str, str]:
@@ -40,8 +59,9 @@ def through(console: Console, client: Client) -> Through:
     assert client.address is not None
     host, port = client.address
     server = server_of(console, client)
+    name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     return Through(
-        f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+        name if process_of(host) is None else f"{host} (Unix socket)",
         (console.modes or {}).get(pool_of(console, client), ""),
         server.pid if server is not None else None,
         client.state == "waiting",

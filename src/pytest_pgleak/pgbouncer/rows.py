@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from pytest_pgleak.libraries.addresses import of_process
+
 Row = Mapping[str, str | None]
 Address = tuple[str, int]
-"""IP address and port."""
+"""IP address and port; over a Unix socket the process of the client instead of the address."""
 
 _MAPPED: Final = "::ffff:"
 """How a socket that speaks IPv6 shows an address of IPv4."""
@@ -23,7 +25,7 @@ class Client:
 
     Attributes:
         ptr: What `ServerConnection.link` calls it.
-        address: Where it has connected from, as PgBouncer sees it; None over a Unix socket.
+        address: Where it has connected from, as PgBouncer sees it; None where PgBouncer does not know.
         database: As the client calls it; PgBouncer may know it by another name on the server.
         user: Its user.
         state: ``active``, ``waiting``, ….
@@ -84,6 +86,8 @@ class Console:
 def client(row: Row) -> Client:
     """Read a row of ``SHOW CLIENTS``."""
     address = _address(row, "addr", "port")
+    if _text(row, "addr") == "unix" and (pid := _number(row, "remote_pid")):
+        address = of_process(pid), _number(row, "port")
     return Client(
         _text(row, "ptr"), address, _text(row, "database"), _text(row, "user"), _text(row, "state"), _text(row, "link")
     )

@@ -128,7 +128,13 @@ class SharedSessions:
             if client is None:
                 return
             parts, now = parts_of(statement, operation.parameters) if error is None else (), moment()
-            server = self._pgbouncer.served_by(facts, connection, statement, self._observers())
+            server = self._pgbouncer.served_by(
+                facts,
+                connection,
+                statement,
+                self._observers(),
+                status=statuses[1],
+            )
             hints = client.pending.hints
             hints += [SharedHint(text, names, now, serial, facts, None, to, server) for text, names, to in parts]
             hints += [SharedHint("", frozenset(), now, serial, facts, each, {}, server) for each in prepared]

@@ -12,12 +12,14 @@ from pytest_pgleak.activity import Backend
 from pytest_pgleak.descriptors import Places
 from pytest_pgleak.events import ConnectionFacts
 from pytest_pgleak.pgbouncer.mapping import (
-    client_of,
+    clients_of,
     idle_in_pool_of,
     is_backend_of,
     is_own,
+    one_of_pool,
     server_of,
     servers_of,
+    the_one,
     through,
 )
 from pytest_pgleak.pgbouncer.shared import is_text_of
@@ -184,13 +186,25 @@ class PgBouncer:
         return self._behind.get((facts.server, facts.dbname))
 
     def client_of(self, facts: ConnectionFacts) -> Client | None:
-        """Return the client that a connection of this process is; None where it is none, or nobody can tell."""
+        """Return the client that a connection of this process is; None where it is none, or nobody can tell.
+
+        Where it may be one of several (`mapping.clients_of`), one of the same pool.
+        """
         address = _address(facts)
         console = None if address is None else self._look()
-        return None if address is None or console is None else self._client_of(console, facts, address)
+        if address is None or console is None:
+            return None
+        client = self._client_of(console, facts, address)
+        return client or one_of_pool(console, clients_of(console, address, facts.dbname))
 
     def served_by(
-        self, facts: ConnectionFacts, connection: Any, statement: str, observers: Iterable[Observer]
+        self,
+        facts: ConnectionFacts,
+        connection: Any,
+        statement: str,
+        observers: Iterable[Observer],
+        *,
+        status: str,
     ) -> int | None:
         """Return the pid of the server connection that has executed the last statement of a connection.
 
@@ -202,17 +216,21 @@ class PgBouncer:
             connection: The connection.
             statement: The statement.
             observers: As for `look`.
+            status: Name of its ``TransactionStatus`` after the statement.
 
         Returns:
             None where nobody can tell: several clients may share a pool.
         """
         address = facts.library.local_address(connection)
         console = None if address is None else self._look()
-        client = None if console is None or address is None else self._client_of(console, facts, address)
-        if console is None or client is None:
+        if console is None or address is None:
             return None
-        if (server := server_of(console, client)) is not None:
+        client = self._client_of(console, facts, address, in_transaction=status in ("INTRANS", "INERROR"))
+        if client is not None and (server := server_of(console, client)) is not None:
             return server.pid
+        client = one_of_pool(console, clients_of(console, address, facts.dbname))
+        if client is None or status != "IDLE":
+            return None
         servers = servers_of(console, client)
         if len(servers) > 1:
             observers = tuple(observers)
@@ -256,15 +274,20 @@ class PgBouncer:
 
     def _server_of(self, facts: ConnectionFacts, address: Address | None, *, wait: bool) -> ServerConnection | None:
         console = None if address is None else self._look(wait=wait, links_only=True)
-        client = None if console is None or address is None else self._client_of(console, facts, address)
-        server = None if client is None or console is None else server_of(console, client)
+        if console is None or address is None:
+            return None
+        # A finalizer may free what is in no transaction.
+        client = self._client_of(console, facts, address, in_transaction=wait)
+        server = None if client is None else server_of(console, client)
         # Always the same while it lives, whoever has it.
         return None if server is None else replace(server, state="", link="")
 
-    def _client_of(self, console: Console, facts: ConnectionFacts, address: Address) -> Client | None:
-        client = client_of(console, address, facts.dbname)
-        self._is_there[facts.server] = client is not None
-        return client
+    def _client_of(
+        self, console: Console, facts: ConnectionFacts, address: Address, *, in_transaction: bool = False
+    ) -> Client | None:
+        found = clients_of(console, address, facts.dbname)
+        self._is_there[facts.server] = bool(found)
+        return the_one(found, in_transaction=in_transaction)
 
     def _verify(
         self, facts: ConnectionFacts, server: ServerConnection, observers: Iterable[Observer], *, wait: bool
