@@ -227,3 +227,43 @@ def test_those_that_are_on_purpose(run: Run) -> None:
     )
     result.assert_outcomes(passed=40)
     assert entries(result) == []
+
+
+def test_those_of_what_a_test_opens_and_somebody_else_closes(run: Run) -> None:
+    """A second look, for which a task that is still at work gives reason, sees no more than the first one."""
+    result = run(
+        """
+        import asyncio
+
+        pytestmark = pytest.mark.pgleak
+
+        async def work():
+            await asyncio.sleep(30)
+
+        @pytest.fixture
+        def make(DSN):
+            conns = []
+
+            def connect():
+                conns.append(psycopg.connect(DSN))
+                return conns[-1]
+
+            yield connect
+            for conn in conns:
+                conn.close()
+
+        async def test_finalizer(DSN, request):
+            conn = psycopg.connect(DSN)
+            request.addfinalizer(conn.close)
+            conn.execute("select 1")
+            task = asyncio.create_task(work())
+            await asyncio.sleep(0)
+
+        async def test_factory(make):
+            make().execute("select 1")
+            task = asyncio.create_task(work())
+            await asyncio.sleep(0)
+        """
+    )
+    result.assert_outcomes(passed=2)
+    assert entries(result) == []

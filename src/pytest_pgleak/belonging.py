@@ -55,6 +55,8 @@ class Belonging:
     def _transaction_belongs_to_call(self, finding: Finding, view: View) -> bool:
         connection = next(c for c in view.connections if c.serial == finding.serial)
         opener = (connection.checkout or connection.opened).owner
+        if any(self._guarded.get((subject, finding.serial)) is not None for subject in ("connection", "checkout")):
+            return False  # the test has opened it, and its transaction ends when whoever holds it closes it
         if opener.scope == "function" and self._fixtures.test_function(opener, is_installed):
             return False
         if finding.library.ends_transactions:
