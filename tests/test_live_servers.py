@@ -312,3 +312,34 @@ def test_an_application_that_is_not_starlettes(run: Run, pytester: pytest.Pytest
     )
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["*_ test_leak _*", "[[]connection-dropped]*", "  opened    shop.py:4 in app"])
+
+
+PORTS = """
+    import socket
+    import pytest
+
+    @pytest.fixture
+    def taken(monkeypatch):
+        from pytest_pgleak.live import server
+        with socket.socket() as somebodys:
+            somebodys.bind(("127.0.0.1", 0))
+            somebodys.listen()
+            ports, free = [somebodys.getsockname()[1]] * TAKEN, server._free_port
+            monkeypatch.setattr(server, "_free_port", lambda: ports.pop() if ports else free())
+            yield
+
+    @pytest.mark.pgleak
+    def test_it(taken, pgleak_live, pgleak_dsn):
+        with pgleak_live("shop:app", env={"DATABASE_URL": pgleak_dsn}) as server, server.client() as client:
+            assert client.get("/pooled").status_code == 200
+"""
+
+
+def test_a_port_that_somebody_takes_meanwhile(run: Run) -> None:
+    run(PORTS, TAKEN=1).assert_outcomes(passed=1)
+
+
+def test_a_port_that_is_taken_again_and_again(run: Run) -> None:
+    result = run(PORTS, TAKEN=9)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["the live server was started, but it has ended with exit code *", "*already in use*"])

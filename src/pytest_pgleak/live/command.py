@@ -26,6 +26,10 @@ class LiveServerError(Exception):
     """The server cannot be started, or does not answer; the message says why and what to do, without a password."""
 
 
+class PortTakenError(LiveServerError):
+    """Somebody has taken the port since it was found to be free."""
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
     """What is executed.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pytest_pgleak.clients import httpx_module
 from pytest_pgleak.clock import Clock
-from pytest_pgleak.live.command import HOST, Command, LiveServerError, read_command
+from pytest_pgleak.live.command import HOST, Command, LiveServerError, PortTakenError, read_command
 from pytest_pgleak.live.process import ServerProcess
 from pytest_pgleak.live.wire import HEADER, PROBE, VARIABLE, Rules
 from pytest_pgleak.live.workers import Workers
@@ -31,6 +32,8 @@ TAG: Final = "pgleak live server"
 """``application_name`` of the connections to which the application gives none of its own."""
 _POLL: Final = 0.02
 _LOG_TAIL: Final = 3000
+_TAKEN: Final = re.compile(r"address already in use|connection in use", re.IGNORECASE)
+"""What uvicorn and gunicorn write when they cannot listen."""
 _LONGEST_PARENT: Final = 70
 """Characters: the path of a socket has 103 at most (``sun_path`` of BSD and macOS; Linux has 107)."""
 _STRAGGLERS: Final = 5.0
@@ -92,8 +95,7 @@ class LiveServer:
         """
         give_up_at = Clock.monotonic() + timeout
         while not self._answers():
-            if (code := self._process.exit_code) is not None:
-                raise LiveServerError(self._failure(f"it has ended with {_code(code)}"))
+            self._check_runs()
             if Clock.monotonic() > give_up_at:
                 raise LiveServerError(self._failure(f"it did not answer within {timeout:g} s"))
             Clock.sleep(_POLL)
@@ -103,6 +105,7 @@ class LiveServer:
         while (serving := self.workers.serving) < self.command.workers:
             # Who answers has completed its start-up. If nobody has said so, it is none of Starlette's applications.
             patience = _STRAGGLERS if serving else _NO_STARLETTE
+            self._check_runs()  # or somebody else has answered, who has this port
             if Clock.monotonic() > min(give_up_at, answered_at + patience):
                 break
             Clock.sleep(_POLL)
@@ -223,6 +226,11 @@ class LiveServer:
                 return answer.startswith(b"HTTP/")
         except OSError:
             return False
+
+    def _check_runs(self) -> None:
+        if (code := self._process.exit_code) is not None:
+            error = PortTakenError if _TAKEN.search(self.log) else LiveServerError
+            raise error(self._failure(f"it has ended with {_code(code)}"))
 
     def _failure(self, what: str) -> str:
         command = without_passwords(shlex.join(self.command.arguments))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,7 +15,7 @@ from pytest_pgleak.budget.timeline import Timeline
 from pytest_pgleak.clock import Clock
 from pytest_pgleak.find import Question
 from pytest_pgleak.findings import Finding
-from pytest_pgleak.live.command import DEFAULT, LiveServerError, check_is_used
+from pytest_pgleak.live.command import DEFAULT, LiveServerError, PortTakenError, check_is_used
 from pytest_pgleak.live.last_words import LastWords, killed_in_transaction, lost_write, outlived
 from pytest_pgleak.live.server import TAG, LiveServer
 from pytest_pgleak.live.trackers import OwnTracker, own_trackers
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 TIMEOUT: Final = 30.0
 """Seconds that a server gets to answer. Two workers of a FastAPI application take about one."""
 
+_ATTEMPTS: Final = 3
+"""Between the look for a free port and the server's start others open connections, which have ports as well."""
 _PAUSE: Final = 0.005
 
 
@@ -103,15 +106,7 @@ class LiveServers:
             check_is_used(text, app, workers)
             if "{dsn}" in text:
                 values["dsn"] = self._dsn()
-            root, is_watched = self._state.config.rootpath, self._state.settings.mode != "off"
-            server = LiveServer(text, values, env or {}, root, self._rules(), self._tag, self._told, is_watched)
-            self._running.append(server)
-            try:
-                server.wait(timeout)
-                self._greet(server)
-            except BaseException:
-                self._stop(server)
-                raise
+            server = self._started(text, values, env or {}, timeout)
         except LiveServerError as error:
             trouble = str(error)
         if trouble:
@@ -120,6 +115,24 @@ class LiveServers:
             yield server
         finally:
             self._stop(server)
+
+    def _started(self, text: str, values: Mapping[str, str], env: Mapping[str, str], timeout: float) -> LiveServer:
+        for _ in range(_ATTEMPTS - 1):
+            with contextlib.suppress(PortTakenError):
+                return self._start(text, values, env, timeout)
+        return self._start(text, values, env, timeout)
+
+    def _start(self, text: str, values: Mapping[str, str], env: Mapping[str, str], timeout: float) -> LiveServer:
+        root, is_watched = self._state.config.rootpath, self._state.settings.mode != "off"
+        server = LiveServer(text, values, env, root, self._rules(), self._tag, self._told, is_watched)
+        self._running.append(server)
+        try:
+            server.wait(timeout)
+            self._greet(server)
+        except BaseException:
+            self._stop(server)
+            raise
+        return server
 
     def begin(self, owner: Owner, counts: bool = False) -> None:
         """A test's call phase begins.
