@@ -153,3 +153,36 @@ def test_outside_of_a_transaction_only_the_server_knows_which_one_it_was(
         dsn = [f"--pgleak-dsn={database}"] if straight else []
         result = run(through(address, database), STRANGER + AUTOCOMMIT, *dsn, f"--pgleak-pgbouncer={console(address)}")
     result.assert_outcomes(**({"failed": 1} if straight else {"passed": 1}))
+
+
+CONFIGURED = """
+    def configure(conn):
+        conn.execute("set work_mem = '55MB'")
+        conn.commit()
+
+    def test_configured():
+        with psycopg_pool.ConnectionPool(os.environ["APP_DSN"], min_size=1, configure=configure) as pool:
+            with pool.connection() as conn:
+                conn.execute("select 1")
+
+    def test_that_inherits():
+        with connect() as conn:
+            assert conn.execute("show work_mem").fetchone() == ("55MB",)
+
+    def test_that_puts_back_what_it_has_inherited():
+        with connect() as conn:
+            conn.execute("set work_mem = '64MB'")
+            conn.execute("set work_mem = '4MB'")
+
+    def test_that_leaves_more():
+        with connect() as conn:
+            conn.execute("set work_mem = '64MB'")
+"""
+
+
+def test_what_a_pool_has_configured_is_laid_to_nobody(run: Run, database: str) -> None:
+    with pgbouncer(database, "transaction") as address:
+        options = f"--pgleak-dsn={database}", f"--pgleak-pgbouncer={console(address)}", "-p", "no:randomly"
+        result = run(through(address, database), CONFIGURED, *options)
+    result.assert_outcomes(passed=3, failed=1)
+    result.stdout.fnmatch_lines(["  set       test_it.py:* in test_that_leaves_more"])
