@@ -451,7 +451,7 @@ def test_leaks_are_leaks_in_whatever_variable(run: Run) -> None:
         "1 × [connection-not-closed] test_it.py:22 in connect",
         (
             "1 × [connection-not-closed] test_it.py:27 in TestClass.setup_method"
-            "  by fixture '_xunit_setup_method_fixture_TestClass' (function scope)"
+            "  by setup_method or teardown_method of TestClass"
         ),
         "1 × [pool-not-closed] app/db.py:27 in cached  by fixture 'closes_something_else' (function scope)",
         "1 × [pool-not-closed] app/db.py:8 in open_pool  by fixture 'own' (function scope)",

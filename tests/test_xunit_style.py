@@ -249,3 +249,43 @@ def test_a_stack_that_has_nothing_of_the_users_own(pytester: pytest.Pytester, se
     result = pytester.runpytest_subprocess(*options)
     result.assert_outcomes(passed=1, errors=1)
     result.stdout.fnmatch_lines(["  opened    site-packages/installed.py:5 in Base.setUpClass*"])
+
+
+def test_the_texts_name_the_users_own_functions(run: Run) -> None:
+    result = run(
+        """
+        from psycopg_pool import ConnectionPool
+
+        KEPT = []
+
+        class TestClass(unittest.TestCase):
+            @classmethod
+            def setUpClass(cls):
+                cls.conn = connect()
+                KEPT.append(cls.conn)
+
+            def test_one(self): write(self.conn)
+
+        class TestXunit:
+            def setup_method(self):
+                self.pool = ConnectionPool(DSN["dsn"], min_size=1, open=True)
+                KEPT.append(self.pool)
+
+            def test_one(self): pass
+
+        def setup_module():
+            KEPT.append(connect())
+        """
+    )
+    assert result.parseoutcomes() == {"failed": 1, "errors": 2, "passed": 1}
+    result.stdout.fnmatch_lines_random(
+        [
+            "  owner     setUpClass or tearDownClass of TestClass",
+            "  fix       call `conn.close()` in `tearDownClass`",
+            "  fix       call `conn.rollback()` in `tearDown`; or open it with `autocommit=True`; *",
+            "  ended     it did not: setup_method or teardown_method of TestXunit ended and the pool is still open*",
+            "  fix       close it in `teardown_method`",
+            "  ended     it did not: setup_module or teardown_module of test_it ended and the connection is still open",
+            "  fix       call `conn.close()` in `teardown_module`",
+        ]
+    )

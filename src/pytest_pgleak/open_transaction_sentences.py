@@ -25,10 +25,9 @@ def fix(finding: Finding) -> str:
         does = "rolls back when a statement fails" if failed else "commits when it ends"
         return f"write inside `{words.transaction}`, which {does}"
     if finding.began is not None:
-        return (
-            f"call `{words.rollback}` in a function-scoped fixture, after the `yield`; or open it with"
-            f" `autocommit=True`; or `{words.commit}` in the test"
-        )
+        teardown = {"tearDownClass": "tearDown", "teardown_class": "teardown_method"}.get(finding.owner.teardown or "")
+        where = f"`{teardown}`" if teardown else "a function-scoped fixture, after the `yield`"
+        return f"call `{words.rollback}` in {where}; or open it with `autocommit=True`; or `{words.commit}` in the test"
     if finding.ending is Ending.CLOSED:
         return f"call `{words.commit}` before the `yield`, or open it with `autocommit=True`"
     what = f"call `{words.rollback}` when a statement fails" if failed else f"call `{words.commit}` before it ends"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 What = Literal["call", "fixture", "lifespan", "block", "session", "process"]
+
+_OF_XUNIT_STYLE: Final = re.compile(r"_(?:xunit|unittest)_(setup_\w+?|setUp\w+?)_fixture_(.+)")
+"""What pytest calls the fixtures that run set-ups and teardowns of xunit style and of unittest's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +41,19 @@ class Owner:
         """Whether it ends when pytest does: what it holds is nothing that a test has to give back."""
         return self.what in ("session", "process")
 
+    @property
+    def teardown(self) -> str | None:
+        """For a set-up of xunit style or of unittest's, the name of the function that undoes it."""
+        if (match := _OF_XUNIT_STYLE.fullmatch(self.fixturename or "")) is None:
+            return None
+        return match[1].replace("setup", "teardown").replace("setUp", "tearDown")
+
     def describe(self) -> str:
         """Name the owner in a sentence, as "fixture 'db' (module scope)"."""
         if self.what == "call":
             return "the test"
+        if self.what == "fixture" and (match := _OF_XUNIT_STYLE.fullmatch(self.fixturename or "")):
+            return f"{match[1]} or {self.teardown} of {match[2]}"
         if self.what == "fixture":
             return f"fixture {self.fixturename!r} ({self.scope} scope)"
         if self.what == "lifespan":

@@ -164,8 +164,8 @@ def fix(finding: Finding) -> str:
         return others(finding)
     if finding.ending is Ending.OPEN and finding.request is not None and finding.request.socket != "over":
         return _FIXES_OF_SOCKETS[finding.request.socket]
-    if (of_lifetime := lifetime_sentences.fix(finding)) is not None:
-        return of_lifetime
+    if (of_owner := lifetime_sentences.fix(finding) or _fix_of_xunit(finding)) is not None:
+        return of_owner
     if finding.left:
         of_pgbouncer = pgbouncer_sentences.fix(finding) if finding.shared is not None else None
         return of_pgbouncer or session_sentences.fix(finding)
@@ -196,6 +196,17 @@ _FIXES_OF_SOCKETS: Final = {
     "open": f"close the websocket when its test is over; {_END_THE_ENDPOINT}",
     "left": f"{_END_THE_ENDPOINT}, so receive in a task beside the one that waits",
 }
+
+
+def _fix_of_xunit(finding: Finding) -> str | None:
+    """Say what to do in a teardown: what sets up there has no `yield`, and a block would end too early."""
+    if finding.owner.teardown is None or finding.request is not None:
+        return None
+    if finding.kind in (CONNECTION_DROPPED, CONNECTION_NOT_CLOSED):
+        return f"call `{finding.words.close}` in `{finding.owner.teardown}`"
+    if finding.kind == CONNECTION_NOT_RETURNED:
+        return f"call `{finding.words.give_back}` in `{finding.owner.teardown}`"
+    return f"close it in `{finding.owner.teardown}`" if finding.kind == POOL_NOT_CLOSED else None
 
 
 def _fix_connection(finding: Finding) -> str:

@@ -20,7 +20,7 @@ _OF_FUNCTIONS: Final = ("setup_function", "teardown_function")
 
 def is_xunit(owner: Owner) -> bool:
     """Tell whether a fixture is pytest's own, for a set-up of xunit style or of unittest's."""
-    return (owner.fixturename or "").startswith(("_xunit_setup_", "_unittest_set"))
+    return owner.teardown is not None
 
 
 def xunit_teardown(owner: Owner, item: pytest.Item | None) -> Callable[..., Any] | None:

@@ -104,6 +104,6 @@ def _source(finding: Finding) -> str:
 def _of_owner(owner: Owner) -> str:
     if owner.what in ("call", "block"):
         return f"test {function_of(owner.nodeid)}"
-    if owner.what == "fixture":
+    if owner.what == "fixture" and owner.teardown is None:
         return f"fixture {owner.fixturename!r}"
     return owner.describe()
