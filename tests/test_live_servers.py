@@ -343,3 +343,43 @@ def test_a_port_that_is_taken_again_and_again(run: Run) -> None:
     result = run(PORTS, TAKEN=9)
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["the live server was started, but it has ended with exit code *", "*already in use*"])
+
+
+OUTLIVES = """
+    @app.get("/outlives")
+    async def outlives():
+        await asyncio.sleep(1.5)
+        await psycopg.AsyncConnection.connect(DSN)
+"""
+
+
+def test_what_outlives_a_test_that_is_not_checked_is_nobodys(run: Run) -> None:
+    result = run(
+        """
+        import httpx
+        import pytest
+
+        @pytest.fixture(scope="module")
+        def server(pgleak_live, pgleak_dsn):
+            with pgleak_live("shop:app", env={"DATABASE_URL": pgleak_dsn}) as server:
+                yield server
+
+        def give_up(server):
+            with server.client() as client, pytest.raises(httpx.ReadTimeout):
+                client.get("/outlives", timeout=0.1)
+
+        def test_unchecked(server):
+            give_up(server)
+
+        @pytest.mark.pgleak
+        def test_checked(server):
+            server.client().get("/pooled")
+
+        def test_last(server):
+            import time
+            time.sleep(2.5)
+        """,
+        app=APP + OUTLIVES,
+    )
+    result.assert_outcomes(passed=3)
+    result.stdout.no_fnmatch_line("*connection-*")

@@ -117,8 +117,9 @@ class Session:
             finally:
                 self.state.checking = self.fixtures.watching = False
                 self.state.current_check = None
-                if self.state.live is not None:
-                    self._guarded(item, functools.partial(self.state.live.forget, ended))
+                if (live := self.state.live) is not None:
+                    is_judged = self.fixtures.is_watched if check is None else lambda _owner: True
+                    self._guarded(item, functools.partial(live.forget, ended, is_judged))
                 for owner in ended:
                     self.state.ledger.forget_owner(owner.serial)
                     self.state.sessions.forget_owner(owner.serial)

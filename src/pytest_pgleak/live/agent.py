@@ -144,7 +144,7 @@ class Agent:
         elif isinstance(message, Told):
             self._checks.told(message)
         elif isinstance(message, Forget):
-            self._checks.forget(message.owners)
+            self._checks.forget(message)
         elif isinstance(message, Stopping):
             return Kept(self._checks.held_by_websockets(message.ended))
         elif isinstance(message, Pids):

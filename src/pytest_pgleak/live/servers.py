@@ -194,11 +194,17 @@ class LiveServers:
             )
         self._judged = []
 
-    def forget(self, owners: Iterable[Owner]) -> None:
-        """Let go of owners that have ended and been judged, or that nobody judges."""
-        serials = tuple(owner.serial for owner in owners)
-        for server in self._running if serials else ():
-            server.workers.tell(Forget(serials))
+    def forget(self, owners: Iterable[Owner], is_judged: Callable[[Owner], bool] = lambda _owner: True) -> None:
+        """Let go of owners that have ended.
+
+        Args:
+            owners: They.
+            is_judged: Tells of each whether anybody judges what it has left.
+        """
+        judged = {owner.serial: is_judged(owner) for owner in owners}
+        message = Forget(tuple(judged), frozenset(serial for serial, is_so in judged.items() if is_so))
+        for server in self._running if judged else ():
+            server.workers.tell(message)
 
     @property
     def has_findings(self) -> bool:

@@ -142,9 +142,15 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """Owners that have ended and been judged, or that nobody judges."""
+    """Owners that have ended.
+
+    Attributes:
+        owners: Their serials.
+        judged: Those of them that were judged: what outlives them is told at the end. Nobody judges the others.
+    """
 
     owners: tuple[int, ...]
+    judged: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)

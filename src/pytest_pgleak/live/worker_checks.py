@@ -16,7 +16,7 @@ from pytest_pgleak.findings import Finding
 from pytest_pgleak.kinds import TRANSACTION_LEFT_OPEN
 from pytest_pgleak.live.journal import Journal
 from pytest_pgleak.live.last_words import Standing
-from pytest_pgleak.live.wire import LONGEST_WORK, Begin, Judge, Told
+from pytest_pgleak.live.wire import LONGEST_WORK, Begin, Forget, Judge, Told
 from pytest_pgleak.live.worker_state import WorkerState
 from pytest_pgleak.owners import Owner
 from pytest_pgleak.process_lifetime import opening_stack, pool_around, target_of
@@ -186,11 +186,11 @@ class WorkerChecks:
         ended = (each for each in self._state.ledger.view().transactions if each.serial not in before)
         self._state.ledger.settle_transactions({each.serial for each in ended if each.connection in healed})
 
-    def forget(self, owners: Iterable[int]) -> None:
-        """Let go of owners that have ended and been judged, or that nobody judges."""
+    def forget(self, message: Forget) -> None:
+        """Let go of owners that have ended."""
         unfinished = {request.owner for request in list(self._state.loops.requests)}
-        for owner in owners:
-            if owner in unfinished:
+        for owner in message.owners:
+            if owner in unfinished and owner in message.judged:
                 self._outlived.add(owner)  # what its request leaves from now on is told when the process ends
                 continue
             self._state.ledger.forget_owner(owner)
