@@ -19,13 +19,13 @@ _MOST: Final = 8
 
 
 def look_at_idle(
-    conninfo: str, number: int, customs: Iterable[str], wanted: Collection[int], *, holds: bool = True
+    conninfo: str, idle: Collection[int], customs: Iterable[str], wanted: Collection[int], *, holds: bool = True
 ) -> dict[int, SessionState]:
     """Read the state of idle server connections.
 
     Args:
         conninfo: Leads through PgBouncer, as the application does.
-        number: How many are idle. For more than these PgBouncer would have to open new ones.
+        idle: The pids of those that are idle. For more than these PgBouncer would have to open new ones.
         customs: Names of settings of the application's own to read.
         wanted: The pids of those that are to be looked at. The others are in the way of them.
         holds: Whether a transaction holds a server connection. Where only statements are pooled, PgBouncer refuses it,
@@ -40,18 +40,19 @@ def look_at_idle(
         found = look_at(pgconn, names, f"{OWN} begin; " if holds else "")
         if found is not None:
             seen[found[0]] = found[1]
-        return found is not None and not seen.keys() >= set(wanted)
+        # A new one: somebody else was given the others.
+        return found is not None and found[0] in idle and not seen.keys() >= set(wanted)
 
-    _each(conninfo, number, look)
+    _each(conninfo, len(idle), look)
     return seen
 
 
-def undo_on_idle(conninfo: str, number: int, pids: Iterable[int], left: Iterable[Leftover]) -> None:
+def undo_on_idle(conninfo: str, idle: Collection[int], pids: Iterable[int], left: Iterable[Leftover]) -> None:
     """Take away what was left on idle server connections.
 
     Args:
         conninfo: As for `look_at_idle`.
-        number: As for `look_at_idle`.
+        idle: As for `look_at_idle`.
         pids: On which ones.
         left: What was left.
     """
@@ -61,9 +62,10 @@ def undo_on_idle(conninfo: str, number: int, pids: Iterable[int], left: Iterable
         found = look_at(pgconn, (), f"{OWN} begin; ")
         if found is not None and found[0] in wanted:
             undo_at(pgconn, things)
-        return found is not None
+            wanted.discard(found[0])
+        return found is not None and found[0] in idle and bool(wanted)
 
-    _each(conninfo, number, undo, f"{OWN} commit")
+    _each(conninfo, len(idle), undo, f"{OWN} commit")
 
 
 def _each(conninfo: str, number: int, action: Callable[[Any], bool], last: str = f"{OWN} rollback") -> None:

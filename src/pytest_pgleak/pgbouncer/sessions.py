@@ -20,6 +20,7 @@ from pytest_pgleak.pgbouncer.pending import Pending
 from pytest_pgleak.pgbouncer.probe import look_at_idle, undo_on_idle
 from pytest_pgleak.pgbouncer.rows import Address, Client
 from pytest_pgleak.pgbouncer.shared import SharedHint, is_same, is_text_of, left_on, may_leave, parts_of
+from pytest_pgleak.pgbouncer.turns import own_turn
 from pytest_pgleak.pgbouncer.witness import PgBouncer
 from pytest_pgleak.session_state.state import Leftover, LeftState, SessionState, SharedServer
 from pytest_pgleak.transaction_tracking import Operation, how_of
@@ -193,7 +194,8 @@ class SharedSessions:
         if client is None or shared.pool_mode == "statement":
             return
         try:
-            undo_on_idle(conninfo, self._pgbouncer.idle_servers(client), shared.pids, left)
+            with own_turn():
+                undo_on_idle(conninfo, self._pgbouncer.servers(client)[1], shared.pids, left)
         except Exception:  # noqa: BLE001 - what is not undone is found again
             self._fault("undoing what was left on PgBouncer's server connections")
 
@@ -239,20 +241,21 @@ class SharedSessions:
         for attempt in range(_WAITS if wanted else 0):
             if attempt:
                 Clock.sleep(_WAIT)
-            before = self._pgbouncer.busy_servers(client)
             seen |= self._look(ended, wanted - seen.keys(), server)
-            missing = wanted - seen.keys()
-            # Another client has it, or another process looks at it, too: it will be back.
-            if server.pool_mode == "statement" or not missing & (before | self._pgbouncer.busy_servers(client)):
+            # One that another client has will be back. One that is gone will not.
+            wanted &= self._pgbouncer.servers(client)[0]
+            if server.pool_mode == "statement" or not wanted - seen.keys():
                 break
         return left_on(seen, hints, server)
 
     def _look(self, ended: list[_Ended], wanted: set[int], server: SharedServer) -> dict[int, SessionState]:
         customs = {name for each in ended for name in each.hint.names if "." in name}
         client, conninfo = ended[-1].client, ended[-1].conninfo
-        if (number := self._pgbouncer.idle_servers(client)) == 0:
-            return {}
-        return look_at_idle(conninfo, number, sorted(customs), wanted, holds=server.pool_mode != "statement")
+        with own_turn():
+            idle = self._pgbouncer.servers(client)[1]
+            if not wanted & idle:
+                return {}
+            return look_at_idle(conninfo, idle, sorted(customs), wanted, holds=server.pool_mode != "statement")
 
 
 def _is_rolled_back(before: str, operation: Operation) -> bool:

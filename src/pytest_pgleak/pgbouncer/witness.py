@@ -237,23 +237,18 @@ class PgBouncer:
             servers = tuple(each for each in servers if _has_just_executed(statement, each, console, observers))
         return servers[0].pid or None if len(servers) == 1 else None
 
-    def busy_servers(self, client: Client) -> frozenset[int]:
-        """Return the pids of the server connections in the pool of a client that some client has at this moment."""
-        console = self._look()
-        if console is None:
-            return frozenset()
-        idle = idle_in_pool_of(console, client)
-        return frozenset(server.pid for server in servers_of(console, client) if server not in idle)
-
     def has_client(self, address: Address) -> bool:
         """Tell whether a client is still connected."""
         console = self._look()
         return console is not None and any(client.address == address for client in console.clients)
 
-    def idle_servers(self, client: Client) -> int:
-        """Return how many server connections are idle in the pool of a client."""
+    def servers(self, client: Client) -> tuple[frozenset[int], frozenset[int]]:
+        """Return the pids of the server connections in the pool of a client: of all, and of those that are idle."""
         console = self._look()
-        return 0 if console is None else len(idle_in_pool_of(console, client))
+        if console is None:
+            return frozenset(), frozenset()
+        both = servers_of(console, client), idle_in_pool_of(console, client)
+        return frozenset(server.pid for server in both[0]), frozenset(server.pid for server in both[1])
 
     def pool_mode(self, client: Client) -> str:
         """Return the mode of the pool of a client; empty where it is not known. It is asked once."""
