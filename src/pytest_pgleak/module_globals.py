@@ -20,7 +20,6 @@ import queue
 import sys
 import threading
 import types
-import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
@@ -170,11 +169,13 @@ def _is_living_thread(key: Any, idents: set[int | None]) -> bool:
 def _of_threads(local: threading.local) -> list[dict[str, Any]]:
     """Return the attributes in each thread that lives; through the object itself one sees only one's own."""
     by_thread = (each for each in gc.get_referents(local) if type(each) is dict)
+    # The keys stand for threads: weak references up to CPython 3.12, the objects themselves from 3.13 on. Its other
+    # dictionary is that of the keyword arguments with which it was made.
     return [
         attributes
         for each in by_thread
         for thread, attributes in each.items()
-        if issubclass(type(thread), weakref.ref) and type(attributes) is dict
+        if type(thread) is not str and type(attributes) is dict
     ]
 
 
