@@ -268,6 +268,8 @@ class LiveServers:
             for pid, answer in server.workers.tell(Stopping(self._over)).items():
                 if isinstance(answer, Kept):
                     self.kept += [replace(finding, process=pid) for finding in answer.findings]
+        except TimeoutError:
+            pass  # it hangs: whether it stops is seen in a moment
         except Exception:  # noqa: BLE001 - a fault of the plugin is reported as one, and the server is stopped
             self._state.fault("the end of a live server")
 
