@@ -201,6 +201,8 @@ class Session:
         for complaint in self.state.observers.complaints:
             self.state.missed = "a server could not be observed"
             self.state.note(f"the ledger judged alone for {complaint}")
+        if self.state.missed and (doubt := self.state.pgbouncer.doubt) is not None:
+            self.state.note(doubt)
         if (trouble := self.state.pgbouncer.complaint) is not None:
             self.state.missed = "PgBouncer's console could not be read"
             self.state.note(f"pgleak could not read {' '.join(trouble.split())}")

@@ -62,6 +62,7 @@ class PgBouncer:
         self._modes: dict[tuple[str, str], str] = {}
         self._verified: dict[ServerConnection, Observer | None] = {}
         self._is_there: dict[tuple[str, str], bool] = {}
+        self._has_met = False
         self._behind: dict[tuple[tuple[str, str], str], tuple[Observer, str]] = {}
 
     @property
@@ -87,6 +88,16 @@ class PgBouncer:
         why = self._failure or self._loss
         named = self._settings() if why else None
         return None if named is None else f"PgBouncer's console, named by {named[1]}: {why}"
+
+    @property
+    def doubt(self) -> str | None:
+        """Why a console that can be read may be the wrong one; None where it has known a connection."""
+        if not self.was_read or not self._is_there or self._has_met or (named := self._settings()) is None:
+            return None
+        return (
+            f"PgBouncer's console, named by {named[1]}, knows none of the tests' connections: it is that of another"
+            " PgBouncer, or an address is translated in between."
+        )
 
     def begin(self, moment: int, *, is_set_up: bool) -> None:
         """Connect to the console, if one was named, and it is not connected.
@@ -282,6 +293,7 @@ class PgBouncer:
     ) -> Client | None:
         found = clients_of(console, address, facts.dbname)
         self._is_there[facts.server] = bool(found)
+        self._has_met = self._has_met or bool(found)
         return the_one(found, in_transaction=in_transaction)
 
     def _verify(
