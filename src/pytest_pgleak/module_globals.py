@@ -198,7 +198,9 @@ def _is_in_event_loop() -> bool:
 
 def _queued(waiting: Any) -> list[object]:
     if issubclass(type(waiting), queue.SimpleQueue):
-        return [each for items in gc.get_referents(waiting) if type(items) is list for each in items]
+        held = [each for each in gc.get_referents(waiting) if each is not type(waiting)]
+        # Up to CPython 3.12 there is one list in it.
+        return held if sys.version_info >= (3, 13) else [each for items in held for each in items]
     attributes = _instance_dictionary(waiting)
     return list(attributes.get("queue") or attributes.get("_queue") or ())
 
