@@ -194,3 +194,23 @@ def test_children_that_each_run_a_test_do_not_share_one(run: Run, pytester: pyte
     )
     result.assert_outcomes(passed=4)
     assert result.ret == 0
+
+
+def test_a_child_that_leaves_a_test_in_its_middle_lets_its_parents_be(run: Run) -> None:
+    result = run(
+        """
+        import os, sys
+
+        @pytest.mark.parametrize("number", range(4))
+        def test_it(pgleak_fresh_dsn, pgleak_postgres, number):
+            USED.append(name_of(pgleak_fresh_dsn))
+            if number == 2:
+                if not (child := os.fork()):
+                    sys.exit("the child's")
+                os.waitpid(child, 0)
+                assert USED[1] in fresh_ones(pgleak_postgres)
+        """,
+        "-x",
+    )
+    result.assert_outcomes(passed=4)
+    assert result.ret == 0

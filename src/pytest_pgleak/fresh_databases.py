@@ -55,7 +55,8 @@ def fresh_database(state: State, server: Postgres, worker_dsn: str) -> str:
 def _retire(state: State, server: Postgres, name: str) -> None:
     state.own_databases.discard(name)
     state.watched_databases.discard((state.observers.servers.server_of(server.dsn), name))
-    if state.fresh is not None:
+    # Not in a child of fork() that has left the test in its middle: the database is still its parent's.
+    if state.fresh is not None and state.fresh.process == os.getpid():
         state.fresh.retire(name)
 
 
