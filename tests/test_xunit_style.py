@@ -289,3 +289,56 @@ def test_the_texts_name_the_users_own_functions(run: Run) -> None:
             "  fix       call `conn.close()` in `teardown_module`",
         ]
     )
+
+
+def test_what_a_teardown_function_of_a_module_closes(run: Run) -> None:
+    result = run(
+        """
+        KEPT = {}
+        conn = None
+
+        def teardown_function(function):
+            if conn is not None and "forgets" not in function.__name__:
+                conn.close()
+            for each in KEPT.values():
+                each.close()
+
+        def test_of_a_variable():
+            global conn
+            conn = connect()
+            write(conn)
+            conn.commit()
+
+        def test_of_a_dictionary():
+            KEPT["conn"] = connect()
+
+        def test_that_keeps_it_elsewhere():
+            test_that_keeps_it_elsewhere.conn = connect()
+
+        def test_that_it_forgets():
+            global conn
+            conn = connect()
+        """
+    )
+    result.assert_outcomes(passed=3, failed=1, errors=1)
+    assert entries(result) == ["connection-not-closed] test_it.py:7 in connect"] * 2
+    assert {line.split(" - ")[0] for line in result.outlines if line.startswith(("FAILED", "ERROR "))} == {
+        "FAILED test_it.py::test_that_keeps_it_elsewhere",
+        "ERROR test_it.py::test_that_it_forgets",
+    }
+
+
+def test_a_prepared_transaction_that_a_teardown_function_finishes(run: Run) -> None:
+    result = run(
+        """
+        def teardown_function(function):
+            with psycopg.connect(DSN["dsn"], autocommit=True) as conn:
+                conn.execute("rollback prepared 'of a module'")
+
+        def test_it():
+            with connect() as conn:
+                write(conn)
+                conn.execute("prepare transaction 'of a module'")
+        """
+    )
+    result.assert_outcomes(passed=1)

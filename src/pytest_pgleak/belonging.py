@@ -14,6 +14,7 @@ from pytest_pgleak.owners import Owner
 from pytest_pgleak.prepared.left import LeftPrepared
 from pytest_pgleak.process_lifetime import ProcessLifetime, opening_stack, pool_around, target_of
 from pytest_pgleak.views import Ending, View
+from pytest_pgleak.xunit_style import teardown_of_each
 
 if TYPE_CHECKING:
     from pytest_pgleak.fixture_owners import FixtureOwners
@@ -90,7 +91,7 @@ class Belonging:
 
     def _is_finished_by_teardown(self, left: LeftPrepared) -> bool:
         """Hand a prepared transaction over to the teardown of this test, where that finishes some."""
-        teardown = getattr(getattr(self._item, "instance", None), "teardown_method", None)
+        teardown = teardown_of_each(self._item)
         in_teardown = teardown is not None and finishes_prepared(teardown)
         if not in_teardown and not self._fixtures.any_function_scoped(self._item, finishes_prepared):
             return False

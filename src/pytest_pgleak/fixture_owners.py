@@ -185,7 +185,9 @@ class FixtureOwners:
             if _has_teardown(definition) and (opened_inside(stack, function) or is_held(target, roots, around, own)):
                 return owner
             if (teardown := xunit_teardown(owner, item)) is not None:
-                held = _globals_named(teardown) if owner.scope == "module" else [getattr(item, "instance", None)]
+                instance = getattr(item, "instance", None)
+                is_modules = owner.scope == "module" or instance is None
+                held = _globals_named(teardown) if is_modules else [instance]
                 if owner.scope == "class":
                     held += class_attributes(item)
                 if shuts_down([teardown]) and is_held(target, held, around):

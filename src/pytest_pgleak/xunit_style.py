@@ -30,11 +30,19 @@ def xunit_teardown(owner: Owner, item: pytest.Item | None) -> Callable[..., Any]
     places = {
         "module": (getattr(item, "module", None), ("teardown_module", "tearDownModule")),
         "class": (getattr(item, "cls", None), ("teardown_class", "tearDownClass")),
-        "function": (getattr(item, "instance", None) or getattr(item, "module", None), ("teardown_method",)),
     }
+    if owner.scope == "function":
+        return teardown_of_each(item)
     place, names = places.get(owner.scope or "", (None, ()))
     found = (getattr(place, teardown, None) for teardown in names)
     return next((teardown for teardown in found if teardown is not None), None)
+
+
+def teardown_of_each(item: pytest.Item | None) -> Callable[..., Any] | None:
+    """Return the user's teardown function of xunit style that runs after a test; unittest's run within the test."""
+    if (instance := getattr(item, "instance", None)) is not None:
+        return getattr(instance, "teardown_method", None)
+    return getattr(getattr(item, "module", None), "teardown_function", None)
 
 
 def xunit_functions(opener: Owner, item: pytest.Item) -> list[Callable[..., Any]]:
