@@ -49,6 +49,7 @@ class Operation:
         parameters: The parameters of the statement. They are not kept.
         cursor: The cursor that executes it, weakly: it will know the server's answer.
         answered: The server's answer, where that is known without a cursor.
+        prepared: Name and text of a statement that it has prepared, where `Library.prepared` does not know of it.
     """
 
     how: How | None = None
@@ -61,6 +62,7 @@ class Operation:
     parameters: Any = field(default=None, repr=False)
     cursor: weakref.ref[Any] | None = field(default=None, repr=False)
     answered: str = ""
+    prepared: tuple[str, str] | None = None
 
     @property
     def answer(self) -> str:

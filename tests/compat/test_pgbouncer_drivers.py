@@ -114,6 +114,31 @@ SQLALCHEMY = """
             session.execute(sqlalchemy.text("insert into visits values (1)"))
             session.commit()
 """
+SQLALCHEMY_ASYNCPG = """
+    import os, pytest, sqlalchemy, uuid
+    from sqlalchemy.ext.asyncio import create_async_engine
+    pytestmark = pytest.mark.pgleak
+
+    async def select(**more):
+        url = os.environ["APP_URL"].replace("+psycopg", "+asyncpg")
+        engine = create_async_engine(url, poolclass=sqlalchemy.NullPool, connect_args=more)
+        async with engine.begin() as conn:
+            await conn.execute(sqlalchemy.text("select count(*) from visits where id = :id"), {"id": 1})
+        await engine.dispose()
+
+    async def test_prepared():
+        await select()
+
+    async def test_clean():
+        await select(statement_cache_size=0, prepared_statement_cache_size=0)
+
+    async def test_clean_by_names_of_its_own():
+        await select(
+            statement_cache_size=0,
+            prepared_statement_cache_size=0,
+            prepared_statement_name_func=lambda: f"__own_{uuid.uuid4()}__",
+        )
+"""
 SERVED = "  server    pid *, idle in transaction*"
 CLIENT = "  pgbouncer client 127.0.0.1:*, in transaction mode; it has a server connection to itself (pid *)"
 SETTING = ["[[]session-state]*", "  left      setting work_mem = 78848kB*"]
@@ -150,8 +175,9 @@ def database(server_dsn: str) -> Iterator[str]:
         ),
         (PSYCOPG2, 1, {"kept": ["[[]connection-not-closed]*", SERVED, CLIENT], "lost": LOST, "setting": SETTING}),
         (SQLALCHEMY, 1, {"kept": ["[[]connection-not-returned]*", SERVED, CLIENT], "setting": SETTING}),
+        (SQLALCHEMY_ASYNCPG, 2, {"prepared": PREPARED}),
     ],
-    ids=["asyncpg", "psycopg2", "sqlalchemy"],
+    ids=["asyncpg", "psycopg2", "sqlalchemy", "sqlalchemy-asyncpg"],
 )
 def test_through_pgbouncer(
     pytester: pytest.Pytester,

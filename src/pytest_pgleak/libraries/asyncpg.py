@@ -236,9 +236,18 @@ class _Statements:
         finally:
             self._busy.discard(id(connection))
         now = ASYNCPG.succeeded(connection, query)
-        answered = Operation(statement=query, gids=operation.gids, answered=_answer(query, result))
+        answered = Operation(
+            statement=query, gids=operation.gids, answered=_answer(query, result), prepared=_prepared(result)
+        )
         tracker.operation_ended(connection, (before, now), answered, None)
         return result
+
+
+def _prepared(result: Any) -> tuple[str, str] | None:
+    """Return name and text of what ``prepare()`` has prepared; not where the user has made up the name."""
+    name, text = getattr(result, "name", None), getattr(result, "query", None)
+    is_named = isinstance(name, str) and isinstance(text, str) and name.startswith("__asyncpg_")
+    return (str(name), str(text)) if is_named else None
 
 
 def _answer(query: str, result: Any) -> str:

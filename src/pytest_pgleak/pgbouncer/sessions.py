@@ -123,6 +123,8 @@ class SharedSessions:
             return
         statement = operation.statement or ""
         prepared = self._newly_prepared(serial, self._prepared(facts, connection), statement)
+        if operation.prepared is not None:
+            prepared.append(operation.prepared)
         client = self._clients.get(serial)
         if prepared or (error is None and may_leave(statement, operation.parameters)):
             client = client or self._meet(serial, facts, connection)
@@ -132,7 +134,7 @@ class SharedSessions:
             server = self._pgbouncer.served_by(
                 facts,
                 connection,
-                statement,
+                statement or "".join(text for _, text in prepared[-1:]),
                 self._observers(),
                 status=statuses[1],
             )
