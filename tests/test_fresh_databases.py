@@ -214,3 +214,24 @@ def test_a_child_that_leaves_a_test_in_its_middle_lets_its_parents_be(run: Run) 
     )
     result.assert_outcomes(passed=4)
     assert result.ret == 0
+
+
+def test_a_child_that_ends_the_session_takes_nothing_from_a_server_that_is_given(run: Run, server_dsn: str) -> None:
+    result = run(
+        """
+        import os, sys
+
+        @pytest.mark.parametrize("number", range(3))
+        def test_it(pgleak_dsn, pgleak_fresh_dsn, pgleak_postgres, number):
+            USED.append(name_of(pgleak_fresh_dsn))
+            if number == 1:
+                if not (child := os.fork()):
+                    sys.exit("the child's")
+                os.waitpid(child, 0)
+            assert rows(pgleak_dsn, "select 1") == [(1,)]
+            assert {*USED[-2:]} <= fresh_ones(pgleak_postgres)
+        """,
+        *("-x", f"--pgleak-dsn={server_dsn}"),
+    )
+    result.assert_outcomes(passed=3)
+    assert result.ret == 0

@@ -38,7 +38,7 @@ def fresh_database(state: State, server: Postgres, worker_dsn: str) -> str:
     if state.fresh is None or state.fresh.process != os.getpid():
         # A child of fork() that runs a test has neither its parent's connections nor what was made for its parent.
         state.fresh = databases_of(state, server)
-        state.after_session.insert(0, state.fresh.close)
+        state.at_end(state.fresh.close)
     worker = str(conninfo_to_dict(worker_dsn).get("dbname"))
     template = state.templates.get(worker)
     trouble = name = ""

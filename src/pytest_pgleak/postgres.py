@@ -99,7 +99,7 @@ def obtain_server(state: State) -> Postgres:
     stop = getattr(supplied, "stop", None)
     if callable(stop):
         # After the last checkpoint, not in the fixture's teardown: a server that is gone can tell nothing.
-        state.after_session.append(stop)
+        state.at_end(stop, last=True)
     return server
 
 
@@ -150,7 +150,7 @@ def _create(state: State, server: Postgres, name: str, template: str | None = No
         raise ServerError(explained(str(error), template or "")) from None
     remember(state, server, name)
     if not server.owned:
-        state.after_session.insert(0, lambda: drop_database(server.dsn, name))
+        state.at_end(lambda: drop_database(server.dsn, name))
 
 
 def explained(trouble: str, template: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -126,6 +127,21 @@ class State:
         self.after_teardown: list[Callable[[], None]] = []
         self.after_session: list[Callable[[], None]] = []
         self._patches: list[Switch] = []
+
+    def at_end(self, callback: Callable[[], None], *, last: bool = False) -> None:
+        """Have something done when the session is over, by this process: its children by fork() have made nothing.
+
+        Args:
+            callback: Does it.
+            last: Whether it comes after what is known by now, instead of before.
+        """
+        process = os.getpid()
+
+        def by_its_maker() -> None:
+            if os.getpid() == process:
+                callback()
+
+        self.after_session.insert(len(self.after_session) if last else 0, by_its_maker)
 
     def watch(self, library: LibraryTracker, module: ModuleType) -> None:
         """Start to watch a library that has been imported."""
