@@ -185,3 +185,30 @@ def test_a_control_socket_that_the_command_names_is_made(start: Start, pytester:
         time.sleep(0.02)
     with ended(process, directory):
         (pytester.path / "go-on").touch()
+
+
+def test_a_child_that_leaves_a_test_in_its_middle_leaves_the_server_to_its_parent(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        shop=APP,
+        test_it="""
+        import os, pathlib, sys
+        import pytest
+
+        @pytest.mark.pgleak
+        @pytest.mark.parametrize("number", range(2))
+        def test_it(pgleak_live_server, number):
+            directory = pgleak_live_server.workers.directory
+            if not number:
+                if not (child := os.fork()):
+                    sys.exit("the child's")
+                os.waitpid(child, 0)
+            assert pathlib.Path(directory).exists()
+            with pgleak_live_server.client() as client:
+                assert client.get("/openapi.json").status_code == 200
+        """,
+    )
+    pytester.makeini("[pytest]\npgleak_live_command = uvicorn shop:app\n")
+    result = pytester.runpytest_subprocess("-x", "-p", "no:cacheprovider")
+    result.assert_outcomes(passed=2)
+    assert result.ret == 0
+    assert "internal error" not in result.stdout.str()

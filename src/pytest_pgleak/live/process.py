@@ -48,6 +48,11 @@ class ServerProcess:
             os.close(log)
 
     @property
+    def is_ours(self) -> bool:
+        """Whether this process has started it, and not one of which this is a child."""
+        return self._pid == os.getpid()
+
+    @property
     def pid(self) -> int | None:
         """Process number of the server itself; None before it was started."""
         started = self._value("started")
@@ -78,7 +83,7 @@ class ServerProcess:
 
     def stop(self) -> None:
         """Stop the server and all that it has started; idempotent, and nothing in a child of ``fork()``."""
-        if self._is_over or self._pid != os.getpid():
+        if self._is_over or not self.is_ours:
             return
         assert self._process.stdin is not None
         assert self._process.stdout is not None

@@ -113,6 +113,11 @@ class LiveServer:
             raise LiveServerError(self._failure(_BLIND if not self.workers.has_processes else _NOTHING_TO_SEE))
 
     @property
+    def is_ours(self) -> bool:
+        """Whether this process has started it, and not one of which this is a child."""
+        return self._process.is_ours
+
+    @property
     def pid(self) -> int | None:
         """Process number of the server: the first process, which has started the others."""
         return self._process.pid

@@ -63,7 +63,7 @@ class LiveServers:
         self._command = command
         self._dsn = dsn
         self._own_trackers = own_trackers(libraries_of(state.config))
-        self._running: list[LiveServer] = []
+        self._all: list[LiveServer] = []
         self._unasked: list[Finding] = []
         self.kept: list[Finding] = []
         """What workers had for themselves when they shut down; told at the end of the session."""
@@ -125,7 +125,7 @@ class LiveServers:
     def _start(self, text: str, values: Mapping[str, str], env: Mapping[str, str], timeout: float) -> LiveServer:
         root, is_watched = self._state.config.rootpath, self._state.settings.mode != "off"
         server = LiveServer(text, values, env, root, self._rules(), self._tag, self._told, is_watched)
-        self._running.append(server)
+        self._all.append(server)
         try:
             server.wait(timeout)
             self._greet(server)
@@ -223,8 +223,13 @@ class LiveServers:
 
     def close(self) -> None:
         """Stop all servers."""
-        for server in list(self._running):
+        for server in self._running:
             self._stop(server)
+
+    @property
+    def _running(self) -> list[LiveServer]:
+        """Those that run; in a child of fork() none of its parent's, who would miss the answers that it takes."""
+        return [server for server in self._all if server.is_ours]
 
     def _places(self, server: LiveServer, pid: int, findings: Findings) -> tuple[int, ...]:
         return tuple(
@@ -246,7 +251,7 @@ class LiveServers:
     def _stop(self, server: LiveServer) -> None:
         if server not in self._running:
             return
-        self._running.remove(server)
+        self._all.remove(server)
         self._hear_the_last(server)
         server.stop()
         if server.was_killed:
