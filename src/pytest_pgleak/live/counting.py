@@ -25,13 +25,22 @@ class CountingBegan:
     Attributes:
         test: Serial of the test.
         at: When, seconds.
-        connections: What was open then.
-        pools: What is known of the pools, and where they were opened, by serial.
-        taken: Serials of the connections that were out of their pools.
     """
 
     test: int
     at: float
+
+
+@dataclass(frozen=True, slots=True)
+class FoundOpen:
+    """What was there when the counting began. Some of it may have changed since: that is in the journal before this.
+
+    Attributes:
+        connections: What was open.
+        pools: What is known of the pools, and where they were opened, by serial.
+        taken: Serials of the connections that were out of their pools.
+    """
+
     connections: Mapping[int, OpenConnection]
     pools: Mapping[int, tuple[PoolFacts, Moment]]
     taken: frozenset[int]
@@ -84,13 +93,15 @@ class Counting:
             test: Serial of the test that counts; None where none does.
         """
         if test is not None and test != self._test:
-            self._test = test  # before it reads: what happens meanwhile is rather noted twice than not at all
+            # Before it reads: what happens meanwhile is rather noted twice than not at all.
+            self._test = test
+            self._journal.write(CountingBegan(test, Clock.monotonic()))
             reader = _Reader()
             self._ledger.start_meter(reader)
             self._ledger.stop_meter()
             view = self._ledger.view()
             taken = frozenset(each.serial for each in view.connections if each.checkout is not None)
-            self._journal.write(CountingBegan(test, Clock.monotonic(), reader.found, reader.pools, taken))
+            self._journal.write(FoundOpen(reader.found, reader.pools, taken))
         if test is None and self._test is not None:
             requests, self._requests = self._requests, []
             found = {(each.owner, each.ordinal): each.status for each in requests if each.status is not None}

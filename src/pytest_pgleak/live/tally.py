@@ -8,7 +8,7 @@ from dataclasses import replace
 from pytest_pgleak.budget.peaks import OpenConnection
 from pytest_pgleak.budget.timeline import Change, Timeline
 from pytest_pgleak.events import Moment, PoolFacts
-from pytest_pgleak.live.counting import CountingBegan, CountingEnded, PoolOpened
+from pytest_pgleak.live.counting import CountingBegan, CountingEnded, FoundOpen, PoolOpened
 from pytest_pgleak.live.last_words import Closed, Goodbye, Opened, Wrote
 
 
@@ -28,28 +28,21 @@ class Tally:
         """Take one more record."""
         if isinstance(record, CountingBegan):
             self._test = record.test
-            self._connections, self._pools = dict(record.connections), dict(record.pools)
+            self._connections, self._pools = {}, {}
             self._changes, self._statuses = [], {}
-            self._began = Timeline(open=frozenset(record.connections), taken=record.taken)
+            self._began = Timeline()
             self._alive_at = record.at
         elif self._test is None:
             return
-        elif isinstance(record, Opened):
-            opened = OpenConnection(record.connection, record.facts, record.moment, record.pool)
-            self._connections[record.connection] = opened
-            self._change(Change(record.moment.at, record.connection, "opened"))
-        elif isinstance(record, Closed):
-            self._change(Change(record.at, record.connection, "closed"))
-        elif isinstance(record, Change):
-            self._change(record)
-        elif isinstance(record, PoolOpened):
-            self._pools[record.pool] = (record.facts, record.moment)
+        elif isinstance(record, FoundOpen):
+            # Beside what was opened and closed while the worker looked.
+            self._connections = {**record.connections, **self._connections}
+            self._pools = {**record.pools, **self._pools}
+            self._began = Timeline(open=frozenset(record.connections), taken=record.taken)
         elif isinstance(record, CountingEnded):
             self._statuses = dict(record.statuses)
-        elif isinstance(record, Wrote):
-            self._alive_at = max(self._alive_at, record.moment.at)
-        elif isinstance(record, Goodbye):
-            self._alive_at = max(self._alive_at, record.at)
+        else:
+            self._take_what_happened(record)
 
     def timeline(self, test: int, is_gone: bool, statuses: Mapping[tuple[int, int], int]) -> Timeline | None:
         """Return what the process had open while a test ran, and forget it; None where it did not count for it.
@@ -75,6 +68,22 @@ class Tally:
                     (still.add if change.what == "opened" else still.discard)(change.connection)
             changes += [Change(self._alive_at, serial, "closed") for serial in sorted(still)]
         return replace(self._began, connections=self._connections, pools=self._pools, changes=tuple(changes))
+
+    def _take_what_happened(self, record: object) -> None:
+        if isinstance(record, Opened):
+            opened = OpenConnection(record.connection, record.facts, record.moment, record.pool)
+            self._connections[record.connection] = opened
+            self._change(Change(record.moment.at, record.connection, "opened"))
+        elif isinstance(record, Closed):
+            self._change(Change(record.at, record.connection, "closed"))
+        elif isinstance(record, Change):
+            self._change(record)
+        elif isinstance(record, PoolOpened):
+            self._pools[record.pool] = (record.facts, record.moment)
+        elif isinstance(record, Wrote):
+            self._alive_at = max(self._alive_at, record.moment.at)
+        elif isinstance(record, Goodbye):
+            self._alive_at = max(self._alive_at, record.at)
 
     def _change(self, change: Change) -> None:
         self._changes.append(change)
