@@ -5,7 +5,12 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable
 
+import psycopg
 import pytest
+
+from pytest_pgleak.descriptors import Places
+from pytest_pgleak.fresh_databases import FreshDatabasesAhead, new_name
+from pytest_pgleak.servers.databases import create_database, drop_database, with_dbname
 
 Run = Callable[..., pytest.RunResult]
 
@@ -235,3 +240,21 @@ def test_a_child_that_ends_the_session_takes_nothing_from_a_server_that_is_given
     )
     result.assert_outcomes(passed=3)
     assert result.ret == 0
+
+
+def test_a_copy_that_could_not_be_made_ahead_is_handed_out_to_nobody(server_dsn: str) -> None:
+    template, names = new_name(), []
+    create_database(server_dsn, template)
+    made = FreshDatabasesAhead(server_dsn, Places())
+    try:
+        names += [made.copy_of_lasting(template), made.copy_of_lasting(template)]
+        names.append(made.copy_of("template0"))  # the one ahead is there by now
+        with psycopg.connect(with_dbname(server_dsn, template)):
+            names += [made.copy_of_lasting(template), made.copy_of("template0")]
+        names.append(made.copy_of_lasting(template))
+        for name in names:
+            psycopg.connect(with_dbname(server_dsn, name)).close()
+    finally:
+        made.close()
+        for name in (*names, template):
+            drop_database(server_dsn, name)

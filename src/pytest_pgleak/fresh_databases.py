@@ -152,7 +152,7 @@ class FreshDatabasesAhead(FreshDatabases):
     def copy_of(self, template: str) -> str:
         """Copy a database as it is now, on the connection that is there."""
         if self._maker.answer():
-            self._maker.close()
+            self._give_up_what_is_ahead()
         name = new_name()
         conn = self._maker.connection()
         try:
@@ -199,13 +199,18 @@ class FreshDatabasesAhead(FreshDatabases):
     def _take(self, template: str) -> str:
         if self._ahead is None:
             return ""
-        (name, origin), self._ahead = self._ahead, None
-        if self._maker.answer():
-            self._maker.close()
-        elif origin == template:
+        name, origin = self._ahead
+        if not self._maker.answer() and origin == template:
+            self._ahead = None
             return name
-        self._retired.append(name)  # nobody knows whether it was made
+        self._give_up_what_is_ahead()
         return ""
+
+    def _give_up_what_is_ahead(self) -> None:
+        self._maker.close()
+        if self._ahead is not None:
+            self._retired.append(self._ahead[0])  # nobody knows whether it was made
+            self._ahead = None
 
 
 def new_name() -> str:
