@@ -91,14 +91,14 @@ class State:
             self.ledger,
             self.observers,
             self.loops,
-            lambda: self.tracker.is_connecting or self.sessions.is_returning,
+            lambda: self.tracker.half_open.is_connecting or self.sessions.is_returning,
             lambda: self.watched_databases,
             self._may_collect,
             prepared,
             self.sessions,
             self._may_be_ours,
             self.shared,
-            lambda: self.tracker.half_open,
+            lambda: len(self.tracker.half_open),
         )
         self.budget = Budget(
             self.ledger,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from pytest_pgleak.awaiters import awaiter
 from pytest_pgleak.clock import Clock
 from pytest_pgleak.events import ConnectionFacts, Event, EventKind, Moment, PoolFacts
 from pytest_pgleak.frames import capture, is_thread_ending
+from pytest_pgleak.half_open import HalfOpen
 from pytest_pgleak.lent import Lent, lends_sessions
 from pytest_pgleak.never_raises import never_raises
 from pytest_pgleak.ownership import Ownership
@@ -63,8 +63,7 @@ class Tracker:
         self._witness = witness
         self._serials = Serials()
         self._facts = self._serials.facts
-        self._connecting: set[object] = set()
-        self._growing: set[object] = set()
+        self.half_open = HalfOpen()
         self.is_checking = is_checking
         self.slots: SlotNotes | None = None
         """Explains why there is no connection left."""
@@ -112,36 +111,6 @@ class Tracker:
     def knows(self, connection: Any) -> bool:
         """Tell whether a connection was seen when it opened."""
         return connection in self._serials
-
-    @contextmanager
-    def connecting(self) -> Iterator[None]:
-        """A connection is being opened, by somebody else than a pool."""
-        token = object()
-        self._connecting.add(token)
-        try:
-            yield
-        finally:
-            self._connecting.discard(token)
-
-    @contextmanager
-    def growing(self) -> Iterator[None]:
-        """A pool is opening a connection. That is nothing to wait for."""
-        token = object()
-        self._growing.add(token)
-        try:
-            yield
-        finally:
-            self._growing.discard(token)
-
-    @property
-    def is_connecting(self) -> bool:
-        """Whether a connection is being opened now."""
-        return bool(self._connecting)
-
-    @property
-    def half_open(self) -> int:
-        """How many connections are being opened, by pools or by somebody else: their backends are not known yet."""
-        return len(self._connecting) + len(self._growing)
 
     @never_raises
     def connection_closed(self, connection: Any) -> None:

@@ -83,7 +83,7 @@ class WorkerState:
             self.ledger,
             self.observers,
             self.loops,
-            lambda: self.tracker.is_connecting or self.sessions.is_returning,
+            lambda: self.tracker.half_open.is_connecting or self.sessions.is_returning,
             lambda: (),
             lambda: gc.isenabled() and self.rules.collects,
             prepared,

@@ -105,9 +105,9 @@ def _wrap_connect_gen(tracker: Tracker, original: Method) -> Any:
     @functools.wraps(function)
     def _connect_gen(cls: Any, *args: Any, **kwargs: Any) -> Any:
         if opening_pool.get() is not None:
-            with tracker.growing():
+            with tracker.half_open.connecting(by_pool=True):
                 return (yield from function(cls, *args, **kwargs))
-        with tracker.connecting():
+        with tracker.half_open.connecting(by_pool=False):
             try:
                 return (yield from function(cls, *args, **kwargs))
             except Exception as error:
