@@ -6,9 +6,16 @@ Here something does: a process of the suite's own, which stays. Nobody is to be 
 from __future__ import annotations
 
 import textwrap
+import uuid
 from collections.abc import Callable
 
+import psycopg
 import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from pytest_pgleak.observer import Observer
+from pytest_pgleak.observers import OBSERVER_NAME
 
 Run = Callable[[str], pytest.RunResult]
 
@@ -224,3 +231,19 @@ def test_a_database_that_a_test_is_the_first_to_enter(run: Run) -> None:
     result.assert_outcomes(passed=2)
     assert "where_somebody_has_been" not in result.stdout.str()
     result.stdout.fnmatch_lines(["*pgleak: 1 warning from 1 line*", "*untracked-backend*", "*::test_that_begins_one*"])
+
+
+def test_the_quick_look_leaves_out_pgleak_itself(server_dsn: str) -> None:
+    name = f"maintenance_{uuid.uuid4().hex[:8]}"
+    with psycopg.connect(server_dsn, autocommit=True) as admin:
+        admin.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
+        observer = Observer([make_conninfo(server_dsn, dbname=name, application_name=OBSERVER_NAME)])
+        try:
+            assert observer.count([name])[0] == 0
+            assert observer.present([name])[0] == frozenset()
+            with psycopg.connect(make_conninfo(server_dsn, dbname=name)) as conn:
+                assert observer.count([name])[0] == 1
+                assert {pid for pid, _ in observer.present([name])[0]} == {conn.info.backend_pid}
+        finally:
+            observer.close()
+            admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
