@@ -21,6 +21,7 @@ _OUTERMOST: Final = "pytest_pyfunc_call"
 """What calls a test function, in pytest, AnyIO and pytest-asyncio alike: outside of it is nobody who opens anything."""
 _INSTALLED: Final = ("site-packages", "dist-packages")
 _THIS_PACKAGE: Final = str(Path(__file__).parent) + os.sep
+_DRIVES_LOOKS: Final = str(Path(__file__).with_name("settling.py"))
 _ASGI: Final = str(Path(__file__).with_name("asgi.py"))
 
 
@@ -66,13 +67,22 @@ def capture(depth: int = 1) -> RawStack:
 
 
 def is_thread_ending() -> bool:
-    """Tell, inside a finalizer, whether nobody is running any more: what was local to this thread is being freed."""
+    """Tell, inside a finalizer, whether nobody is running any more: what was local to this thread is being freed.
+
+    Or whether only a look of pgleak's own has kept it for a moment longer: then the thread has ended meanwhile. What
+    the garbage collector finds when pgleak runs it is none of that.
+    """
     frame: FrameType | None = sys._getframe()  # noqa: SLF001 - the documented CPython way
-    while frame is not None:
-        if not frame.f_code.co_filename.startswith(_THIS_PACKAGE):
-            return False
-        frame = frame.f_back
-    return True
+    inner = ""
+    while frame is not None and _is_own(frame):
+        if frame.f_code.co_filename == _DRIVES_LOOKS:
+            return inner != "__del__"
+        inner, frame = frame.f_code.co_name, frame.f_back
+    return frame is None
+
+
+def _is_own(frame: FrameType) -> bool:
+    return frame.f_code.co_filename.startswith(_THIS_PACKAGE)
 
 
 def _frame_of_parent(parents: list[Any]) -> FrameType | None:

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import asyncio
 import sysconfig
+import threading
 from pathlib import Path
 
 import pytest
 from builders import code
 
 import pytest_pgleak
-from pytest_pgleak.frames import Frame, capture, is_user_code, origin, user_frames
+from pytest_pgleak.frames import Frame, capture, is_thread_ending, is_user_code, origin, user_frames
 
 PACKAGE = Path(pytest_pgleak.__file__).parent
 STDLIB = Path(sysconfig.get_paths()["stdlib"])
@@ -171,3 +172,56 @@ def test_a_capture_holds_no_frame_and_is_not_endless():
     stack = recurse(300)
     assert 50 <= len(stack) <= 300
     assert {type(part) for entry in stack for part in entry} == {type(recurse.__code__), int}
+
+
+def of_the_package(filename, source, **names):
+    """Run a piece of source as if it stood in a file of the package; return its names."""
+    exec(compile(source, str(PACKAGE / filename), "exec"), names)
+    return names
+
+
+def dying(told):
+    source = "class Dying:\n    def __del__(self): told.append(is_thread_ending())"
+    return of_the_package("tracking.py", source, told=told, is_thread_ending=is_thread_ending)["Dying"]
+
+
+def test_what_goes_with_its_thread():
+    told, local = [], threading.local()
+    made = dying(told)
+
+    def keep():
+        local.value = made()
+
+    thread = threading.Thread(target=keep)
+    thread.start()
+    thread.join()
+    assert told == [True]
+
+
+def test_what_the_users_code_lets_go_of():
+    told = []
+    value = dying(told)()
+    del value
+    assert told == [False]
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        pytest.param("def settling(look): look()", True, id="a look has kept it a little longer"),
+        pytest.param("def settling(look):\n    cycle.clear()", False, id="the collector finds it"),
+    ],
+)
+def test_what_a_look_of_pgleaks_own_lets_go_of(source, expected):
+    told = []
+    cycle = [dying(told)()]
+    look = of_the_package("checkpoints.py", "def look(): cycle.pop()", cycle=cycle)["look"]
+    of_the_package("settling.py", source, cycle=cycle)["settling"](look)
+    assert told == [expected]
+
+
+def test_what_a_wrapper_of_pgleaks_lets_go_of():
+    told = []
+    cycle = [dying(told)()]
+    of_the_package("asgi.py", "def call(): cycle.pop()", cycle=cycle)["call"]()
+    assert told == [False]
